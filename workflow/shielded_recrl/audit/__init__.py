@@ -1,0 +1,1 @@
+"""Toxicity, popularity and privacy audits of a trained policy."""

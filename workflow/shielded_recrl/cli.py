@@ -1,0 +1,41 @@
+"""`python -m shielded_recrl.<stage> <command>`: typed functions as commands, errors as one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NoReturn
+
+from shielded_recrl.errors import UserError
+
+
+def run_stage(stage: str, commands: dict[str, str]) -> NoReturn:
+    """Run one command of a stage and exit.
+
+    Args:
+        stage: name of the subpackage.
+        commands: command name -> one-line summary. The command `x` is the function `main` of the
+            module `shielded_recrl.<stage>.x`; only the module asked for is imported.
+    """
+    program = f"python -m shielded_recrl.{stage}"
+    name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    if name in ("-h", "--help"):
+        width = max(map(len, commands))
+        print(f"usage: {program} COMMAND [--help] [OPTIONS]\n\ncommands:")
+        print("\n".join(f"  {key:<{width}}  {text}" for key, text in commands.items()))
+        sys.exit(0)
+    if name not in commands:
+        sys.exit(f"{program}: unknown command {name!r}; expected one of: {', '.join(commands)}")
+    import tyro
+
+    main = importlib.import_module(f"shielded_recrl.{stage}.{name}").main
+    try:
+        tyro.cli(
+            main,
+            prog=f"{program} {name}",
+            args=arguments,
+            config=(tyro.conf.FlagConversionOff,),
+        )
+    except UserError as error:
+        sys.exit(f"{program} {name}: error: {error}")
+    sys.exit(0)

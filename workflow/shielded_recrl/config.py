@@ -1,0 +1,181 @@
+"""The whole config as one typed model: the source of schema, defaults, docs table and flags."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from shielded_recrl.audit.settings import AuditSettings
+from shielded_recrl.data.settings import DATASETS, DatasetSettings, WorldSettings
+from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.settings import ExplainerSettings
+from shielded_recrl.ranker.settings import RankerSettings
+from shielded_recrl.report.settings import ReportSettings
+from shielded_recrl.rl.settings import EvaluationSettings, RLSettings, SamplingSettings
+from shielded_recrl.settings import Settings
+from shielded_recrl.shield.settings import RankingSettings, ShieldSettings
+
+
+class Variant(Settings):
+    """What one row of the study changes in the base settings; nothing means the default run."""
+
+    explainer: dict[str, Any] = Field({}, description="Changed keys of `explainer`.")
+    shield: dict[str, Any] = Field({}, description="Changed keys of `shield`.")
+    rl: dict[str, Any] = Field({}, description="Changed keys of `rl`.")
+
+
+class Cell(Settings):
+    """Variants and seeds run on one dataset."""
+
+    dataset: str = Field(description="A key of `datasets`.")
+    variants: tuple[str, ...] = Field(min_length=1, description="Keys of `variants`.")
+    seeds: tuple[int, ...] = Field(min_length=1, description="Seeds of training and sampling.")
+
+
+class VariantSettings(Settings):
+    """The settings of one variant after its changes."""
+
+    explainer: ExplainerSettings
+    shield: ShieldSettings
+    rl: RLSettings
+
+
+# A variant may change what its own adapter depends on; the rest is shared by the whole study.
+VARIANT_KEYS = {
+    "explainer": {
+        "base",
+        "revision",
+        "precision",
+        "prompt_tokens",
+        "explanation_tokens",
+        "lora_rank",
+        "lora_alpha",
+    },
+    "shield": set(ShieldSettings.model_fields),
+    "rl": set(RLSettings.model_fields),
+}
+
+
+class Config(Settings):
+    """The study: datasets, stages, variants, and which of them run."""
+
+    seed: int = Field(42, ge=0, description="Seed of everything but the runs, which have their own.")
+    datasets: dict[str, DatasetSettings] = Field(
+        {
+            "books": DatasetSettings(min_weight=4),
+            "ml25m": DatasetSettings(min_weight=4),
+            "steam": DatasetSettings(),
+        },
+        description="The datasets, by name.",
+    )
+    world: WorldSettings = Field(WorldSettings(), description="The embedded world.")
+    ranker: RankerSettings = Field(RankerSettings(), description="SASRec.")
+    explainer: ExplainerSettings = Field(ExplainerSettings(), description="Base LM and adapter.")
+    ranking: RankingSettings = Field(RankingSettings(), description="The served ranking.")
+    shield: ShieldSettings = Field(ShieldSettings(), description="The default shield.")
+    rl: RLSettings = Field(RLSettings(), description="PPO.")
+    sampling: SamplingSettings = Field(SamplingSettings(), description="Text sampled for people.")
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="Held-out evaluation.")
+    audit: AuditSettings = Field(AuditSettings(), description="Audits.")
+    report: ReportSettings = Field(ReportSettings(), description="Table and figures.")
+    variants: dict[str, Variant] = Field(
+        {
+            "shielded": Variant(),
+            "no_proj": Variant(shield={"kind": "none"}),
+            "separate": Variant(shield={"kind": "separate"}),
+            "kl0": Variant(rl={"kl_weight": 0.0}),
+            "lora4": Variant(explainer={"lora_rank": 4, "lora_alpha": 8}),
+            "long_expl": Variant(explainer={"prompt_tokens": 128, "explanation_tokens": 64}),
+        },
+        description="Named changes; each ablation differs from `shielded` in one setting.",
+    )
+    study: tuple[Cell, ...] = Field(
+        (
+            Cell(dataset="books", variants=("shielded", "no_proj"), seeds=(42, 43, 44)),
+            Cell(dataset="books", variants=("kl0", "lora4", "long_expl"), seeds=(42,)),
+            Cell(dataset="ml25m", variants=("shielded", "no_proj"), seeds=(42, 43, 44)),
+            Cell(dataset="steam", variants=("shielded", "no_proj"), seeds=(42, 43, 44)),
+        ),
+        description="What runs: every variant with every seed on the dataset.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for name in self.datasets:
+            _require(name in DATASETS, f"datasets.{name}", f"unknown dataset; expected one of {', '.join(DATASETS)}")
+        for name in self.variants:
+            self.variant(name)
+        for index, cell in enumerate(self.study):
+            key = f"study.{index}"
+            _require(cell.dataset in self.datasets, f"{key}.dataset", f"{cell.dataset!r} is not a key of datasets")
+            for name in cell.variants:
+                _require(name in self.variants, f"{key}.variants", f"{name!r} is not a key of variants")
+        return self
+
+    def variant(self, name: str) -> VariantSettings:
+        """The settings of a variant: the base sections with its changes applied.
+
+        Raises:
+            ValueError: the variant changes a key it may not, or to a bad value.
+        """
+        sections = {}
+        for section, allowed in VARIANT_KEYS.items():
+            changes = getattr(self.variants[name], section)
+            for key in changes:
+                _require(
+                    key in allowed,
+                    f"variants.{name}.{section}.{key}",
+                    f"a variant cannot change this; it can change {', '.join(sorted(allowed))}",
+                )
+            base = getattr(self, section)
+            try:
+                sections[section] = type(base).model_validate(_merge(base.model_dump(), changes))
+            except ValidationError as error:
+                raise ValueError(_one_line(error, f"variants.{name}.{section}")) from None
+        settings = VariantSettings(**sections)
+        explainer = settings.explainer
+        hub = explainer.base != "embedded" and not explainer.base.startswith((".", "/"))
+        _require(
+            not hub or explainer.revision is not None,
+            f"variants.{name}.explainer.revision" if "base" in self.variants[name].explainer else "explainer.revision",
+            f"hub id {explainer.base!r} needs the 40-digit commit it is pinned to "
+            "(a local folder starts with ./, ../ or /)",
+        )
+        return settings
+
+
+def load_config(values: dict[str, Any]) -> Config:
+    """Validate a plain mapping, as read from YAML.
+
+    Raises:
+        UserError: one line that names the key, what is wrong and what was expected.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError("config: " + _one_line(error)) from None
+
+
+def _require(condition: bool, key: str, message: str) -> None:
+    if not condition:
+        raise ValueError(f"{key}: {message}")
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if nested else value
+    return merged
+
+
+def _one_line(error: ValidationError, prefix: str = "") -> str:
+    first = error.errors()[0]
+    key = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key; see docs/configuration.md for the known ones"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message}; got {first['input']!r}"

@@ -1,0 +1,1 @@
+"""Raw files to interactions, items, users and train/valid/test splits."""

@@ -1,0 +1,47 @@
+"""Settings of the data stage."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from shielded_recrl.settings import Settings
+
+DATASETS = ("books", "ml25m", "steam")
+
+
+class WorldSettings(Settings):
+    """The embedded world: synthetic raw files in the true formats."""
+
+    users: int = Field(400, ge=20, description="Users of each embedded dataset.")
+    items: int = Field(240, ge=20, description="Items of each embedded dataset.")
+    interactions: int = Field(24, ge=5, description="Mean number of interactions of a user.")
+
+
+class PrepareSettings(Settings):
+    """From raw rows to interactions and splits."""
+
+    min_weight: float = Field(
+        0.0, ge=0, description="Interactions below this rating (Steam: hours) are not positives."
+    )
+    min_interactions: int = Field(
+        5, ge=1, description="Iterated k-core: users and items with fewer interactions are dropped."
+    )
+    split: Literal["per_user", "leave_one_out", "global_time"] = Field(
+        "per_user", description="How interactions are split; per_user is chronological 80/10/10."
+    )
+    valid_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the validation split.")
+    test_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the test split.")
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="Largest share of unreadable raw rows before the rule fails."
+    )
+
+
+class DatasetSettings(PrepareSettings):
+    """One dataset: where its raw files come from and how they are prepared."""
+
+    source: str = Field(
+        "embedded", description="`embedded`, `download`, or the path of the raw file or folder."
+    )
+    metadata: str | None = Field(
+        None, description="Path of the item metadata where `source` is a path (books, steam)."
+    )

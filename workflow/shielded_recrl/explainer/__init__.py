@@ -1,0 +1,1 @@
+"""The language model that explains: base, prompts, LoRA init."""

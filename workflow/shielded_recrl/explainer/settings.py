@@ -1,0 +1,42 @@
+"""Settings of the explainer stage."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from shielded_recrl.settings import Settings
+
+Precision = Literal["fp32", "bf16", "int8", "nf4"]
+
+
+class PretrainSettings(Settings):
+    """The embedded base LM: a small Llama with its own tokenizer."""
+
+    vocabulary: int = Field(1024, ge=300, description="Size of the byte-level BPE vocabulary.")
+    hidden_size: int = Field(128, ge=8, description="Width of the LM.")
+    layers: int = Field(4, ge=1, description="Decoder blocks.")
+    heads: int = Field(4, ge=1, description="Attention heads; divides hidden_size.")
+    steps: int = Field(400, ge=1, description="Training steps.")
+    batch_size: int = Field(32, ge=1, description="Examples in a step.")
+    learning_rate: float = Field(3e-3, gt=0, description="Peak AdamW learning rate.")
+
+
+class PromptSettings(Settings):
+    """The text the LM reads: prefix (history), then item and instruction."""
+
+    history_items: int = Field(6, ge=1, description="Most recent titles named in the prefix.")
+    prompt_tokens: int = Field(96, ge=16, description="Longest prompt, in tokens.")
+
+
+class ExplainerSettings(PromptSettings):
+    """Base LM, adapter and lengths."""
+
+    base: str = Field("embedded", description="`embedded`, a local folder, or a hub id.")
+    revision: str | None = Field(
+        None, pattern="^[0-9a-f]{40}$", description="Commit of the hub repository; needed with a hub id."
+    )
+    precision: Precision = Field("fp32", description="Weights of the base: fp32, bf16, int8 or nf4.")
+    explanation_tokens: int = Field(32, ge=1, description="Longest explanation, in tokens.")
+    lora_rank: int = Field(16, ge=1, description="Rank of the LoRA adapter.")
+    lora_alpha: int = Field(32, ge=1, description="LoRA scale numerator: scale = alpha / rank.")
+    pretrain: PretrainSettings = Field(PretrainSettings(), description="Training of the embedded base.")

@@ -1,0 +1,1 @@
+"""SASRec: training, evaluation, and the frozen user states and item embeddings."""

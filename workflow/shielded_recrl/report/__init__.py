@@ -1,0 +1,1 @@
+"""The results table, figures and LaTeX tables."""

@@ -1,0 +1,1 @@
+"""Read-out, bases, the constraint on an adapter, and drift."""
