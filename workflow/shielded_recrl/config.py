@@ -12,6 +12,7 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import ExplainerSettings
 from shielded_recrl.ranker.settings import RankerSettings
 from shielded_recrl.report.settings import ReportSettings
+from shielded_recrl.resources import ResourceSettings
 from shielded_recrl.rl.settings import EvaluationSettings, RLSettings, SamplingSettings
 from shielded_recrl.settings import Settings
 from shielded_recrl.shield.settings import RankingSettings, ShieldSettings
@@ -60,7 +61,9 @@ VARIANT_KEYS = {
 class Config(Settings):
     """The study: datasets, stages, variants, and which of them run."""
 
-    seed: int = Field(42, ge=0, description="Seed of everything but the runs, which have their own.")
+    seed: int = Field(
+        42, ge=0, description="Seed of everything but the runs, which have their own."
+    )
     datasets: dict[str, DatasetSettings] = Field(
         {
             "books": DatasetSettings(min_weight=4),
@@ -79,6 +82,7 @@ class Config(Settings):
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="Held-out evaluation.")
     audit: AuditSettings = Field(AuditSettings(), description="Audits.")
     report: ReportSettings = Field(ReportSettings(), description="Table and figures.")
+    resources: ResourceSettings = Field(ResourceSettings(), description="Machine.")
     variants: dict[str, Variant] = Field(
         {
             "shielded": Variant(),
@@ -103,14 +107,24 @@ class Config(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         for name in self.datasets:
-            _require(name in DATASETS, f"datasets.{name}", f"unknown dataset; expected one of {', '.join(DATASETS)}")
+            _require(
+                name in DATASETS,
+                f"datasets.{name}",
+                f"unknown dataset; expected one of {', '.join(DATASETS)}",
+            )
         for name in self.variants:
             self.variant(name)
         for index, cell in enumerate(self.study):
             key = f"study.{index}"
-            _require(cell.dataset in self.datasets, f"{key}.dataset", f"{cell.dataset!r} is not a key of datasets")
+            _require(
+                cell.dataset in self.datasets,
+                f"{key}.dataset",
+                f"{cell.dataset!r} is not a key of datasets",
+            )
             for name in cell.variants:
-                _require(name in self.variants, f"{key}.variants", f"{name!r} is not a key of variants")
+                _require(
+                    name in self.variants, f"{key}.variants", f"{name!r} is not a key of variants"
+                )
         return self
 
     def variant(self, name: str) -> VariantSettings:
@@ -138,7 +152,9 @@ class Config(Settings):
         hub = explainer.base != "embedded" and not explainer.base.startswith((".", "/"))
         _require(
             not hub or explainer.revision is not None,
-            f"variants.{name}.explainer.revision" if "base" in self.variants[name].explainer else "explainer.revision",
+            f"variants.{name}.explainer.revision"
+            if "base" in self.variants[name].explainer
+            else "explainer.revision",
             f"hub id {explainer.base!r} needs the 40-digit commit it is pinned to "
             "(a local folder starts with ./, ../ or /)",
         )

@@ -64,7 +64,9 @@ def read_json(path: Path) -> Any:
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line, atomically."""
-    write_text(path, "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows))
+    write_text(
+        path, "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows)
+    )
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

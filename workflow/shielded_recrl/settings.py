@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -10,7 +11,12 @@ from pydantic import BaseModel, ConfigDict
 class Settings(BaseModel):
     """A section of the config: immutable, unknown keys refused, every field described."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+Part = TypeVar("Part", bound=Settings)
 
 
 def flags(settings: BaseModel, prefix: str = "") -> str:
@@ -37,3 +43,10 @@ def flags(settings: BaseModel, prefix: str = "") -> str:
             words.append(f"--{flag} {shlex.quote(str(value))}")
     return " ".join(words)
 
+
+def section(settings: Settings, part: type[Part]) -> Part:
+    """The fields of `settings` that belong to one of its base classes.
+
+    A rule names only what its command reads, so that nothing else can rerun it.
+    """
+    return part(**{name: getattr(settings, name) for name in part.model_fields})

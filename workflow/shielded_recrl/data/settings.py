@@ -4,9 +4,16 @@ from typing import Literal
 
 from pydantic import Field
 
+from shielded_recrl.errors import UserError
 from shielded_recrl.settings import Settings
 
-DATASETS = ("books", "ml25m", "steam")
+# Interactions and item metadata of each dataset, as the embedded world and the owners name them.
+RAW_FILES = {
+    "books": ("reviews_Books_5.json.gz", "meta_Books.json.gz"),
+    "ml25m": ("ratings.csv", "movies.csv"),
+    "steam": ("steam-200k.csv", "steam_games.json.gz"),
+}
+DATASETS = tuple(RAW_FILES)
 
 
 class WorldSettings(Settings):
@@ -45,3 +52,13 @@ class DatasetSettings(PrepareSettings):
     metadata: str | None = Field(
         None, description="Path of the item metadata where `source` is a path (books, steam)."
     )
+
+
+def require_dataset(name: str) -> None:
+    """Refuse a name that is no dataset.
+
+    Raises:
+        UserError: the name is not in `DATASETS`.
+    """
+    if name not in DATASETS:
+        raise UserError(f"dataset {name!r} is unknown; expected one of {', '.join(DATASETS)}")

@@ -19,6 +19,10 @@ class PretrainSettings(Settings):
     steps: int = Field(400, ge=1, description="Training steps.")
     batch_size: int = Field(32, ge=1, description="Examples in a step.")
     learning_rate: float = Field(3e-3, gt=0, description="Peak AdamW learning rate.")
+    request_weight: float = Field(
+        0.3, ge=0, description="Loss weight of a request token (next item); explanations have 1."
+    )
+    prefix_weight: float = Field(0.1, ge=0, description="Loss weight of a history token.")
 
 
 class PromptSettings(Settings):
@@ -33,10 +37,16 @@ class ExplainerSettings(PromptSettings):
 
     base: str = Field("embedded", description="`embedded`, a local folder, or a hub id.")
     revision: str | None = Field(
-        None, pattern="^[0-9a-f]{40}$", description="Commit of the hub repository; needed with a hub id."
+        None,
+        pattern="^[0-9a-f]{40}$",
+        description="Commit of the hub repository; needed with a hub id.",
     )
-    precision: Precision = Field("fp32", description="Weights of the base: fp32, bf16, int8 or nf4.")
+    precision: Precision = Field(
+        "fp32", description="Weights of the base: fp32, bf16, int8 or nf4."
+    )
     explanation_tokens: int = Field(32, ge=1, description="Longest explanation, in tokens.")
     lora_rank: int = Field(16, ge=1, description="Rank of the LoRA adapter.")
     lora_alpha: int = Field(32, ge=1, description="LoRA scale numerator: scale = alpha / rank.")
-    pretrain: PretrainSettings = Field(PretrainSettings(), description="Training of the embedded base.")
+    pretrain: PretrainSettings = Field(
+        PretrainSettings(), description="Training of the embedded base."
+    )

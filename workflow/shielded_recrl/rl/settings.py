@@ -9,7 +9,9 @@ class RewardSettings(Settings):
     """Weights of the composite reward; each component lies in [0, 1]."""
 
     length: float = Field(0.2, ge=0, description="Weight of the saturating length reward.")
-    relevance: float = Field(0.5, ge=0, description="Weight of naming the item's and history's features.")
+    relevance: float = Field(
+        0.5, ge=0, description="Weight of naming the item's and history's features."
+    )
     coherence: float = Field(0.3, ge=0, description="Weight of whole, unrepeated sentences.")
     target_words: int = Field(14, ge=1, description="Words at which the length reward saturates.")
 
@@ -21,19 +23,33 @@ class RLSettings(Settings):
     micro_batch: int = Field(16, ge=1, description="Sequences in one forward and backward pass.")
     gradient_accumulation: int = Field(1, ge=1, description="Micro batches in one optimizer step.")
     epochs: int = Field(2, ge=1, description="Passes over a batch of rollouts.")
-    learning_rate: float = Field(2e-3, gt=0, description="Adam learning rate of adapter and value head.")
-    kl_weight: float = Field(0.05, ge=0, description="Weight of the per-token KL to the base inside the reward.")
-    rollout_temperature: float = Field(1.0, gt=0, description="Temperature of training rollouts, also of the scored policy.")
+    learning_rate: float = Field(
+        2e-3, gt=0, description="Adam learning rate of adapter and value head."
+    )
+    kl_weight: float = Field(
+        0.05, ge=0, description="Weight of the per-token KL to the base inside the reward."
+    )
+    rollout_temperature: float = Field(
+        1.0, gt=0, description="Temperature of training rollouts, also of the scored policy."
+    )
     clip_ratio: float = Field(0.2, gt=0, description="PPO clipping of the probability ratio.")
-    clip_value: float = Field(0.2, gt=0, description="Clipping of the value around its old estimate.")
+    clip_value: float = Field(
+        0.2, gt=0, description="Clipping of the value around its old estimate."
+    )
     value_weight: float = Field(0.5, ge=0, description="Weight of the value loss.")
     discount: float = Field(1.0, gt=0, le=1, description="Discount factor of GAE.")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of GAE (Schulman et al. 2016).")
     max_grad_norm: float = Field(1.0, gt=0, description="Clipping of the gradient norm.")
-    missing_eos_penalty: float = Field(0.3, ge=0, description="Taken from the score of a text that did not end.")
-    slate: int = Field(10, ge=1, description="Training requests explain one of the user's top items.")
+    missing_eos_penalty: float = Field(
+        0.3, ge=0, description="Taken from the score of a text that did not end."
+    )
+    slate: int = Field(
+        10, ge=1, description="Training requests explain one of the user's top items."
+    )
     checkpoint_every: int = Field(5, ge=1, description="Steps between resumable checkpoints.")
-    snapshots: int = Field(3, ge=1, description="Adapters kept along the run for the learning curves.")
+    snapshots: int = Field(
+        3, ge=1, description="Adapters kept along the run for the learning curves."
+    )
     reward: RewardSettings = Field(RewardSettings(), description="Weights of the composite reward.")
 
 

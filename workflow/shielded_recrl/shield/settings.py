@@ -11,7 +11,9 @@ class RoleSettings(Settings):
     """Who is protected, who is held out; everybody else trains."""
 
     protected_users: int = Field(128, ge=1, description="Users whose prefixes span the bases.")
-    heldout_users: int = Field(128, ge=1, description="Users kept out of bases, read-out and training.")
+    heldout_users: int = Field(
+        128, ge=1, description="Users kept out of bases, read-out and training."
+    )
 
 
 class RankingSettings(RoleSettings):

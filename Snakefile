@@ -1,0 +1,38 @@
+"""Raw interactions to results/aggregate_results.csv: one rule file a stage."""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/ranker.smk"
+include: "rules/explainer.smk"
+include: "rules/shield.smk"
+include: "rules/rl.smk"
+include: "rules/audit.smk"
+include: "rules/report.smk"
+
+
+localrules:
+    all,
+
+
+wildcard_constraints:
+    dataset="[a-z0-9]+",
+    base="[A-Za-z0-9._-]+",
+    variant="[A-Za-z0-9_]+",
+    seed="[0-9]+",
+    tokens="[0-9]+",
+
+
+rule all:
+    default_target: True
+    message:
+        "Table, figures and LaTeX tables are up to date"
+    input:
+        "results/aggregate_results.csv",

@@ -1,0 +1,48 @@
+# REQUIRED INPUTS: every run of the study with its evaluation and audit
+# OUTPUTS: results/aggregate_results.csv, results/report/figures, results/report/tables
+
+FIGURES = ["ctr_over_steps", "ndcg_over_steps", "ablation"]
+RUN_FILES = ["evaluation.json", "train.jsonl", "summary.json"]
+DATASETS = list(dict.fromkeys(dataset for dataset, _, _ in RUNS))
+
+
+rule aggregate:
+    input:
+        runs=[f"results/rl/{d}/{v}/seed-{s}/{name}" for d, v, s in RUNS for name in RUN_FILES],
+        audits=[f"results/audit/{d}/{v}/seed-{s}.json" for d, v, s in RUNS],
+        stats=[f"results/data/{d}/stats.json" for d in DATASETS],
+    output:
+        table=report(
+            "results/aggregate_results.csv",
+            caption="../workflow/report/results.rst",
+            category="Table",
+        ),
+        figures=[
+            report(
+                f"results/report/figures/{name}.png",
+                caption=f"../workflow/report/{name}.rst",
+                category="Figures",
+            )
+            for name in FIGURES
+        ],
+        print=[f"results/report/figures/{name}.pdf" for name in FIGURES],
+        tables=expand("results/report/tables/{name}.tex", name=["results", "drift"]),
+    log:
+        "results/logs/report/aggregate.log",
+    benchmark:
+        "results/benchmarks/report/aggregate.tsv"
+    params:
+        runs=[f"results/rl/{d}/{v}/seed-{s}" for d, v, s in RUNS],
+        settings=flags(STUDY.report),
+        code=code_digest("shielded_recrl.report.aggregate"),
+    threads: 1
+    resources:
+        mem_mb=1000,
+    conda:
+        "../envs/report.yaml"
+    message:
+        "Collect all runs into results/aggregate_results.csv, figures and tables"
+    shell:
+        "python -m shielded_recrl.report aggregate --runs {params.runs} --audits {input.audits} "
+        "--stats {input.stats} --out {output.table} --figures results/report/figures "
+        "--tables results/report/tables {params.settings} 2>&1 | tee {log}"

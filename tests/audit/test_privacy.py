@@ -1,0 +1,83 @@
+"""Leaked ids, copied text, and the upper bound of a rate."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from shielded_recrl.audit.privacy import copies, leaks, ngrams, upper_bound, user_ids, words
+
+
+@pytest.mark.parametrize(
+    ("text", "leaked"),
+    [
+        ("Chosen for A1XQ7K by us", True),
+        ("Chosen for a1xq7k.", True),
+        ("Chosen for A1XQ7KZ by us", False),
+        ("You loved 4711 like no other", True),
+        ("You loved 1984 like no other", False),
+        ("You loved part 42 most", False),
+        ("As user 42 said, part one is best", True),
+        ("As user #42 said", True),
+        ("User id: 1984", True),
+        ("Ordered for jo-ann@home today", True),
+        ("Ordered for Jo, Ann and at home", False),
+        ("", False),
+    ],
+)
+def test_an_id_leaks_only_where_it_can_be_told_from_a_number(text, leaked):
+    ids = user_ids(["A1XQ7K", "4711", "1984", "42", "jo-ann@home"], ["Nineteen (1984)", "Jo"])
+    assert leaks([text], ids).tolist() == [leaked]
+
+
+def test_ids_are_sorted_in_view_of_the_catalogue():
+    ids = user_ids(["A1XQ7K", "1984", "42", "--"], ["Written in 1984"])
+    assert ids.distinctive == {("a1xq7k",)}
+    assert ids.marked == {("1984",), ("42",)}
+
+
+def test_copied_words_count_unless_they_are_a_title():
+    source = "the long and winding road to the far northern sea"
+    texts = [
+        "Fans say: the long and winding road, indeed",
+        "the long road and winding paths to it",
+        "Try A Short History of Nearly Everything next",
+    ]
+    descriptions = [source, "a short history of nearly everything is a book"]
+    titles = ["A Short History of Nearly Everything"]
+    assert copies(texts, descriptions, titles, 5).tolist() == [True, False, False]
+    assert copies(texts, descriptions, titles, 6).tolist() == [False, False, False]
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 5))
+def test_ngrams_are_the_runs_of_the_text(letters, n):
+    text = tuple(letters)
+    joined = "".join(letters)
+    assert all("".join(run) in joined and len(run) == n for run in ngrams(text, n))
+    assert len(ngrams(text, n)) <= max(0, len(text) - n + 1)
+
+
+@given(st.text())
+def test_words_ignore_case_and_punctuation(text):
+    assert words(f"  {text}!") == words(text.upper().lower() + "?") or text != text.upper().lower()
+
+
+def test_upper_bound_by_hand():
+    assert upper_bound(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
+    assert upper_bound(0, 1) == pytest.approx(0.95)
+    assert upper_bound(5, 5) == 1
+
+
+@given(st.integers(1, 200), st.data())
+def test_upper_bound_is_where_so_few_events_have_five_percent(samples, data):
+    events = data.draw(st.integers(0, samples - 1))
+    bound = upper_bound(events, samples)
+    assert binom.cdf(events, samples, bound) == pytest.approx(0.05, abs=1e-6)
+    assert bound > events / samples
+
+
+def test_many_ids_do_not_slow_a_text_down():
+    ids = user_ids([f"R{i:07d}" for i in range(50_000)], [])
+    marks = leaks(["a harmless text"] * 300 + ["for R0000007"], ids)
+    assert np.flatnonzero(marks).tolist() == [300]

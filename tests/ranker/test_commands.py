@@ -1,0 +1,181 @@
+"""`ranker train` and `ranker evaluate` as a user runs them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from shielded_recrl.errors import UserError
+from shielded_recrl.files import read_json, read_jsonl, sha256
+from shielded_recrl.ranker import evaluate, train
+from shielded_recrl.ranker.data import load_splits
+from shielded_recrl.ranker.sasrec import load
+from shielded_recrl.ranker.settings import RankerSettings
+from shielded_recrl.settings import flags
+
+QUICK = RankerSettings(dim=16, dropout=0.2, max_epochs=20, evaluate_every=1, learning_rate=5e-3)
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """Folder of both commands' outputs."""
+    out = tmp_path_factory.mktemp("ranker")
+    train.main(data=world, out=out, seed=7, settings=QUICK)
+    evaluate.main(data=world, model=out / "model.safetensors", out=out)
+    return out
+
+
+def test_it_beats_popularity(trained):
+    metrics = read_json(trained / "metrics.json")
+    popularity = metrics["popularity"]["test"]
+    for name in ("ndcg@10", "hr@10", "mrr@10"):
+        assert metrics["test"][name] > 1.3 * popularity[name]
+    assert metrics["test"]["users"] == metrics["valid"]["users"] == 150
+
+
+def test_states_score_like_the_model(trained, world):
+    states = load_file(trained / "states.safetensors")
+    model, _ = load(trained / "model.safetensors")
+    splits = load_splits(world)
+    assert {name: (a.dtype, a.shape) for name, a in states.items()} == {
+        "items": (np.float32, (101, 16)),
+        "valid_users": (np.float32, (151, 16)),
+        "test_users": (np.float32, (151, 16)),
+    }
+    assert not any(array[0].any() for array in states.values())
+    for split in ("valid", "test"):
+        history = torch.tensor(splits.history(split, 5))[None].long()
+        with torch.no_grad():
+            expected = model.logits(model(history)[0, -1])
+        got = states["items"][1:] @ states[f"{split}_users"][5]
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
+def test_the_best_weights_are_kept(trained, world):
+    """Evaluating the saved model gives the best validation figure of the log, not the last."""
+    rows = read_jsonl(trained / "train.jsonl")
+    _, checkpoint = load(trained / "model.safetensors")
+    best = max(rows, key=lambda row: row["ndcg@10"])
+    assert checkpoint.best_epoch == best["epoch"]
+    assert read_json(trained / "metrics.json")["valid"]["ndcg@10"] == pytest.approx(best["ndcg@10"])
+
+
+def test_patience_ends_training_and_restores_the_best(world, monkeypatch):
+    """Validation figures are scripted, so that the best epoch is neither the first nor the last."""
+    figures, weights = iter([0.1, 0.3, 0.2, 0.3, 0.9]), []
+
+    def scripted(model, *_):
+        weights.append(model.items.weight.detach().clone())
+        return next(figures)
+
+    monkeypatch.setattr(train, "validation_ndcg", scripted)
+    settings = QUICK.model_copy(update={"patience": 2})
+    fit = train.fit_sasrec(load_splits(world), settings, seed=0)
+    assert (fit.best_epoch, len(fit.history)) == (2, 4)
+    assert torch.equal(fit.model.items.weight, weights[1])
+    assert not torch.equal(fit.model.items.weight, weights[3])
+
+
+def test_the_last_epoch_is_always_validated(world):
+    settings = QUICK.model_copy(update={"max_epochs": 3, "evaluate_every": 2})
+    history = train.fit_sasrec(load_splits(world), settings, seed=0).history
+    assert [row["ndcg@10"] is None for row in history] == [True, False, False]
+
+
+def test_the_test_split_is_not_looked_at(world):
+    splits = load_splits(world)
+    blind = load_splits(world)
+    blind.test[:] = [np.empty(0, dtype=np.int32)] * len(blind.test)
+    settings = QUICK.model_copy(update={"max_epochs": 2})
+    assert (
+        train.fit_sasrec(splits, settings, 0).history
+        == train.fit_sasrec(blind, settings, 0).history
+    )
+
+
+def test_the_seed_decides_and_nothing_global_changes(world):
+    splits, settings = load_splits(world), QUICK.model_copy(update={"max_epochs": 2})
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = train.fit_sasrec(splits, settings, 0)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(6)
+    assert train.fit_sasrec(splits, settings, 0).history == first.history
+    assert train.fit_sasrec(splits, settings, 1).history != first.history
+
+
+def command(*words) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "shielded_recrl.ranker", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_rerun_writes_the_same_bytes(trained, world, tmp_path):
+    """Another process, settings as flags: both commands repeat byte for byte."""
+    words = ["--data", world, "--out", tmp_path, "--seed", 7, *flags(QUICK).split()]
+    done = command("train", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"wrote {tmp_path / 'model.safetensors'}")
+    model = tmp_path / "model.safetensors"
+    done = command("evaluate", "--data", world, "--model", model, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = ["model.safetensors", "train.jsonl", "metrics.json", "states.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    for name in names:
+        assert sha256(tmp_path / name) == sha256(trained / name), name
+
+
+def test_errors_are_one_line(trained, dataset, tmp_path):
+    small = dataset([{"train": [1, 2], "valid": [3], "test": [4]}], n_items=5)
+    model = trained / "model.safetensors"
+    done = command("evaluate", "--data", small, "--model", model, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .endswith(
+            f"{model}: trained on 100 items, but {small / 'items.parquet'} has 5; "
+            "train again on this dataset"
+        )
+    )
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"train": [1, 2], "test": [3]}, r"valid\.parquet: no user has a new item"),
+        ({"train": [1], "valid": [2], "test": [3]}, r"train\.parquet: no user has two"),
+    ],
+)
+def test_data_without_anything_to_learn_is_refused(dataset, tmp_path, rows, message):
+    folder = dataset([rows], n_items=4)
+    with pytest.raises(UserError, match=message):
+        train.main(data=folder, out=tmp_path / "out", seed=0, settings=QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_test_split_without_anything_to_find_is_refused(dataset, tmp_path):
+    folder = dataset([{"train": [1, 2, 3], "valid": [4], "test": [1]}] * 3, n_items=4)
+    settings = QUICK.model_copy(update={"max_epochs": 1})
+    train.main(data=folder, out=tmp_path, seed=0, settings=settings)
+    with pytest.raises(UserError, match=r"test\.parquet: no user has a new item"):
+        evaluate.main(data=folder, model=tmp_path / "model.safetensors", out=tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_users_without_a_history_have_zero_states(dataset, tmp_path):
+    rows = [{"train": [1, 2, 3], "valid": [4], "test": [5]}, {}, {"valid": [2], "test": [3]}]
+    folder = dataset(rows, n_items=5)
+    train.main(data=folder, out=tmp_path, seed=0, settings=QUICK)
+    evaluate.main(data=folder, model=tmp_path / "model.safetensors", out=tmp_path)
+    states = load_file(tmp_path / "states.safetensors")
+    assert states["valid_users"].any(axis=1).tolist() == [False, True, False, False]
+    assert states["test_users"].any(axis=1).tolist() == [False, True, False, True]

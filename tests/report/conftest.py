@@ -1,0 +1,170 @@
+"""A study on disk, exactly as training, evaluation, audit and data preparation leave it."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from shielded_recrl.files import write_json, write_jsonl, write_text
+
+STUDY = [
+    ("steam", "no_proj", 42),
+    ("books", "shielded", 43),
+    ("books", "shielded", 42),
+    ("books", "shielded", 44),
+    ("books", "no_proj", 42),
+    ("books", "no_proj", 43),
+    ("books", "no_proj", 44),
+    ("books", "kl0", 42),
+    ("ml25m", "no_proj", 43),
+    ("ml25m", "no_proj", 42),
+    ("ml25m", "shielded", 42),
+    ("ml25m", "shielded", 43),
+    ("books", "lora4", 42),
+    ("books", "long_expl", 42),
+    ("steam", "shielded", 42),
+]
+LEVELS = {"books": (0.31, 0.142), "ml25m": (0.36, 0.081), "steam": (0.28, 0.203)}
+LIFT = {"shielded": 0.07, "no_proj": 0.085, "kl0": 0.075, "lora4": 0.05, "long_expl": 0.09}
+STEPS = 24
+
+
+class Study(NamedTuple):
+    """Paths to give to `report aggregate`."""
+
+    runs: list[Path]
+    audits: list[Path]
+    stats: list[Path]
+
+
+def _change(mean: float, half: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, Path]:
+    """Write one run and its audit; the numbers vary by dataset, variant and seed."""
+    digest = hashlib.sha256(f"{dataset} {variant} {seed}".encode())
+    rng = np.random.default_rng(list(digest.digest()))
+    folder = root / "rl" / dataset / variant / f"seed-{seed}"
+    click, ndcg = LEVELS[dataset]
+    lift = LIFT[variant] + rng.normal(0, 0.012)
+    moved = variant == "no_proj"
+    shift = rng.normal(-0.012, 0.006) if moved else rng.normal(0, 2e-4)
+    snapshots = (0, 8, 16, STEPS)
+    curve = [
+        {
+            "step": step,
+            "ndcg@10": ndcg + 0.006 + shift * step / STEPS,
+            "hr@10": 2 * ndcg + shift * step / STEPS,
+            "ctr": click * (1 + lift * (1 - np.exp(-step / 8))) + (step > 0) * rng.normal(0, 2e-3),
+            "quality": 0.4 + 0.01 * step,
+            "words": 11.0 + 0.2 * step,
+        }
+        for step in snapshots
+    ]
+    change = {"ndcg_low": shift - 4e-3, "ndcg_high": shift + 4e-3, "hr_change": 2 * shift}
+    served = [{"ndcg@10": curve[i]["ndcg@10"], "hr@10": curve[i]["hr@10"]} for i in (0, -1)]
+    scale = 1.0 if moved else 1e-3
+    write_json(
+        folder / "evaluation.json",
+        {
+            "dataset": dataset,
+            "variant": variant,
+            "seed": seed,
+            "gamma": 0.5,
+            "ranker": {"ndcg@10": ndcg, "hr@10": 2 * ndcg},
+            "curve": curve,
+            "served_before": served[0],
+            "served_after": served[1],
+            "ndcg_change": _change(shift, 8e-3 if moved else 4e-4),
+            "drift": {
+                role: {
+                    "users": 128,
+                    "max_score_change": scale * factor * rng.uniform(2.0, 4.0),
+                    "mean_score_change": scale * factor * rng.uniform(0.4, 0.6),
+                    "top10_identical": 0.2 if moved else 1.0 - 0.02 * (factor - 1),
+                    "kendall_tau": 1 - scale * factor * rng.uniform(0.1, 0.2),
+                    "ndcg_change": shift,
+                    **change,
+                }
+                for role, factor in (("protected", 1.0), ("heldout", 1.4))
+            },
+            "ctr": {
+                "before": click,
+                "after": curve[-1]["ctr"],
+                "relative": curve[-1]["ctr"] / click,
+                "relative_low": curve[-1]["ctr"] / click - 0.021,
+                "relative_high": curve[-1]["ctr"] / click + 0.019,
+                "attainable": 1.16,
+                "lift_share": lift / 0.16,
+                "lift_share_low": lift / 0.16 - 0.1,
+                "lift_share_high": lift / 0.16 + 0.1,
+            },
+            "text": {
+                "words_before": 11.0,
+                "words_after": 15.8,
+                "quality_before": 0.4,
+                "quality_after": 0.64,
+                "unique_before": 0.98,
+                "unique_after": 0.71,
+                "empty_after": 0.0,
+            },
+            "kl": float(rng.uniform(0.05, 0.4)),
+        },
+    )
+    write_json(
+        folder / "summary.json",
+        {
+            "dataset": dataset,
+            "variant": variant,
+            "seed": seed,
+            "steps": STEPS,
+            "seconds": float(rng.uniform(40, 60)),
+            "peak_memory_mb": float(rng.uniform(800, 900)),
+            "trainable_share": 0.118,
+            "trainable_parameters": 131072,
+            "adapter_sha256": digest.hexdigest(),
+            "fingerprint": digest.hexdigest()[:16],
+            "shield": {"kind": "none" if moved else "nullspace", "energy": 0.999},
+        },
+    )
+    write_jsonl(
+        folder / "train.jsonl",
+        [{"step": step, "reward": 0.4 + 0.01 * step, "seconds": 1.5} for step in range(1, 25)],
+    )
+    write_text(folder / "explanations.jsonl", f"explanations of {digest.hexdigest()}\n")
+    write_text(folder / "rankings.parquet", f"rankings of {digest.hexdigest()}\n")
+    audit = root / "audit" / dataset / variant / f"seed-{seed}.json"
+    write_json(audit, _audit(folder, rng))
+    return folder, audit
+
+
+def _audit(folder: Path, rng: np.random.Generator) -> dict:
+    inputs = {
+        name: hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        for name, file in (("explanations", "explanations.jsonl"), ("rankings", "rankings.parquet"))
+    }
+    toxicity = {"mean": _change(float(rng.uniform(0.03, 0.06)), 0.01), "p95": 0.11, "max": 0.3}
+    privacy = {"leak_rate": 0.0, "leak_rate_upper": 0.0231, "copied_share": 0.0078}
+    return {
+        "seed": 42,
+        "inputs": inputs,
+        "toxicity": {"before": toxicity, "after": toxicity},
+        "popularity": {"before": {"gini": 0.71}, "after": {"gini": 0.72}},
+        "privacy": {"before": privacy, "after": privacy},
+        "findings": [],
+    }
+
+
+@pytest.fixture
+def study(tmp_path) -> Study:
+    """Fifteen runs on three datasets, given in no useful order."""
+    pairs = [build_run(tmp_path / "results", *names) for names in STUDY]
+    stats = []
+    for dataset in LEVELS:
+        stats.append(tmp_path / "results" / "data" / dataset / "stats.json")
+        about = {"dataset": dataset, "synthetic": True, "sequential": dataset != "steam"}
+        write_json(stats[-1], about)
+    return Study([run for run, _ in pairs], [audit for _, audit in pairs], stats)

@@ -1,0 +1,93 @@
+"""Privacy of texts: user ids that leaked into them, and catalogue text copied word for word.
+
+In: texts, the users' ids and the catalogue's texts. Out: which texts leak or copy, and an exact
+upper bound of a rate (Clopper and Pearson 1934).
+
+A text is compared word by word: a word is a run of letters, digits and underscores, in lower case.
+An id is *distinctive* if it has at least four characters and occurs nowhere in the catalogue; such
+an id leaks wherever it is written. Any other id could be a year, a volume or a count, and leaks
+only right after a word such as "user" or "id".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence, Set
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import binomtest
+
+Phrase = tuple[str, ...]
+
+DISTINCTIVE_LENGTH = 4
+MARKERS = ("account", "customer", "id", "member", "reviewer", "user", "userid", "username")
+
+
+class UserIds(NamedTuple):
+    """Ids as phrases: those that leak anywhere, and those that leak after a marker only."""
+
+    distinctive: frozenset[Phrase]
+    marked: frozenset[Phrase]
+
+
+def words(text: str) -> Phrase:
+    """Words of a text, in lower case.
+
+    >>> words("User A2-77: it's 4_ever!")
+    ('user', 'a2', '77', 'it', 's', '4_ever')
+    """
+    return tuple(re.findall(r"\w+", text.lower()))
+
+
+def ngrams(text: Phrase, n: int) -> set[Phrase]:
+    """All runs of n consecutive words."""
+    return {text[start : start + n] for start in range(len(text) - n + 1)}
+
+
+def occurring(phrases: Set[Phrase], texts: Iterable[str]) -> set[Phrase]:
+    """Those of the phrases that occur in a text; reads the texts once, one at a time."""
+    lengths = {len(phrase) for phrase in phrases}
+    found: set[Phrase] = set()
+    for text in texts:
+        split = words(text)
+        for n in lengths:
+            found |= ngrams(split, n) & phrases
+    return found
+
+
+def user_ids(ids: Iterable[str], catalogue: Sequence[str]) -> UserIds:
+    """Sort ids into those distinctive in view of the catalogue's texts and those that are not."""
+    phrases = {phrase for value in ids if (phrase := words(value))}
+    long = {p for p in phrases if sum(map(len, p)) >= DISTINCTIVE_LENGTH}
+    distinctive = frozenset(long - occurring(long, catalogue))
+    return UserIds(distinctive, frozenset(phrases - distinctive))
+
+
+def leaks(texts: Sequence[str], ids: UserIds) -> np.ndarray:
+    """Mark [N] the texts that contain a user's id."""
+    marked = {(marker, *phrase) for phrase in ids.marked for marker in MARKERS}
+    found = occurring(ids.distinctive | marked, texts)
+    return np.array([bool(occurring(found, [text])) for text in texts], dtype=bool)
+
+
+def copies(
+    texts: Sequence[str], descriptions: Sequence[str], titles: Sequence[str], n: int
+) -> np.ndarray:
+    """Mark [N] the texts with n consecutive words of a description that no title contains.
+
+    To name a long title is an explanation's task, hence not a copy.
+    """
+    runs = [ngrams(words(text), n) for text in texts]
+    candidates = set().union(*runs)
+    sources = occurring(candidates, descriptions) - occurring(candidates, titles)
+    return np.array([not sources.isdisjoint(own) for own in runs], dtype=bool)
+
+
+def upper_bound(events: int, samples: int) -> float:
+    """One-sided 95% Clopper-Pearson upper bound of a rate: 1 - 0.05^(1/n) where nothing was seen.
+
+    Takes the samples for independent.
+    """
+    test = binomtest(events, samples, alternative="less")
+    return float(test.proportion_ci(confidence_level=0.95, method="exact").high)

@@ -1,0 +1,40 @@
+"""Download a base LM from the Hugging Face hub at a pinned commit: safetensors and text files only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shielded_recrl.errors import UserError
+from shielded_recrl.files import atomic
+
+# No pickle: *.bin, *.pt and *.py are never downloaded.
+PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt"]
+
+
+def main(*, repository: str, revision: str, out: Path) -> None:
+    """Download a base LM from the hub; a token is read from HF_TOKEN if it is set.
+
+    Args:
+        repository: hub id, for example TinyLlama/TinyLlama-1.1B-Chat-v1.0.
+        revision: the 40-digit commit it is pinned to.
+        out: folder to write.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with atomic(out) as partial:
+        try:
+            snapshot_download(
+                repository, revision=revision, local_dir=partial, allow_patterns=PATTERNS
+            )
+        except (HfHubHTTPError, OSError) as error:
+            raise UserError(
+                f"explainer.base: {repository} at {revision} cannot be downloaded "
+                f"({str(error).strip().splitlines()[0][:200]}); check id, commit, network and HF_TOKEN"
+            ) from error
+        if not any(partial.glob("*.safetensors")):
+            raise UserError(
+                f"explainer.base: {repository} at {revision} has no safetensors weights; "
+                "choose a commit that has them"
+            )
+    print(f"{out}: {repository} at {revision}")

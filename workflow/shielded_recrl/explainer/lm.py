@@ -1,0 +1,103 @@
+"""What the shield and PPO read off a causal LM, adapter or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from shielded_recrl.errors import UserError
+
+
+def causal_lm(model: nn.Module) -> nn.Module:
+    """The transformers causal LM inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def trunk(model: nn.Module) -> nn.Module:
+    """The decoder without its language-model head; its output is taken after the last norm."""
+    return causal_lm(model).base_model
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Width d of the hidden states."""
+    return causal_lm(model).config.hidden_size
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, both [n, longest], with padding before each row."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids [n, t] of left-padded rows: 0 at each row's first real token."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+@torch.no_grad()
+def prefix_states(
+    model: nn.Module, prefixes: Sequence[Sequence[int]], batch_size: int = 64
+) -> Tensor:
+    """h(u): the final hidden state at the last token of each prefix.
+
+    Padding stands behind the prefix, where causal attention never looks. Equal prefixes in equal
+    batches give equal bits, so states with and without an adapter compare exactly.
+
+    Returns:
+        float32 states [n, d] on the CPU, in the order of `prefixes`.
+    """
+    device = next(trunk(model).parameters()).device
+    states = []
+    for start in range(0, len(prefixes), batch_size):
+        batch = prefixes[start : start + batch_size]
+        longest = max(map(len, batch))
+        ids = torch.tensor([list(row) + [0] * (longest - len(row)) for row in batch]).to(device)
+        last = torch.tensor([len(row) - 1 for row in batch], device=device)
+        hidden = trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
+        states.append(hidden[torch.arange(len(batch), device=device), last].float().cpu())
+    return torch.cat(states)
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Evaluation mode for all but bitsandbytes' 4-bit layers.
+
+    On CPUs with AVX512-BF16 a 4-bit layer in evaluation mode repacks its weights at the first
+    forward without gradient, and later gradients through it are silently wrong. These layers have
+    no dropout, so training mode costs nothing.
+    """
+    model.eval()
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.train()
+
+
+def load_adapter(base: nn.Module, folder: Path, trainable: bool = False) -> nn.Module:
+    """A PEFT model of a frozen base and an adapter folder.
+
+    Raises:
+        UserError: the folder holds no adapter that fits the base.
+    """
+    from peft import PeftModel
+
+    try:
+        model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+    except Exception as error:
+        reason = (
+            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        )
+        raise UserError(
+            f"{folder}: the adapter does not fit the base LM ({reason}); "
+            "delete the folder and initialise it again"
+        ) from error
+    switch_off_dropout(model)
+    return model
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """LoRA weights by name, in a fixed order."""
+    return {name: weight for name, weight in sorted(model.named_parameters()) if "lora_" in name}

@@ -1,0 +1,134 @@
+"""Prompts: prefix(u), the text of a user's history, then the request to explain one item.
+
+In: a tokenizer, the templates of resources/prompts, the catalogue. Out: token ids.
+
+The prefix is tokenised on its own and the request is appended as ids, so the prefix ids are
+exactly the beginning of every explanation prompt of that user: one prefill of the prefix can
+serve the ranking and then go on to write the explanation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.settings import PromptSettings
+
+# Longer titles are shortened, so that one hostile title cannot push the history out of the prompt.
+TITLE_CHARACTERS = 60
+# Share of the prompt kept free for the request; the prefix must not depend on the item.
+REQUEST_SHARE = 3
+
+
+@dataclass(frozen=True)
+class Item:
+    """What may be said about an item: its metadata, nothing learned from other users."""
+
+    title: str
+    categories: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """One explanation to be written.
+
+    Attributes:
+        user, item: ids of the dataset.
+        about: the item's metadata.
+        history: metadata of the items named in the prefix, most recent last.
+        prefix: token ids the ranking reads.
+        prompt: token ids the explanation continues; begins with `prefix`.
+    """
+
+    user: int
+    item: int
+    about: Item
+    history: tuple[Item, ...]
+    prefix: tuple[int, ...]
+    prompt: tuple[int, ...]
+
+
+def load_items(path: Path) -> list[Item]:
+    """Read items.parquet; entry 0 is padding, entry i is item i."""
+    frame = pl.read_parquet(path, columns=["item", "title", "text", "categories"]).sort("item")
+    items = [Item("", (), "")]
+    for row in frame.iter_rows(named=True):
+        items.append(Item(row["title"], tuple(row["categories"]), row["text"] or ""))
+    return items
+
+
+class PromptBuilder:
+    """Turns users and items into token ids."""
+
+    def __init__(self, tokenizer, templates: Path, items: list[Item], settings: PromptSettings):
+        """
+        Args:
+            tokenizer: a transformers tokenizer.
+            templates: folder with prefix.txt (`{history}`) and request.txt (`{title}`, `{categories}`).
+            items: see `load_items`.
+            settings: lengths.
+        """
+        self.tokenizer = tokenizer
+        self.items = items
+        self.settings = settings
+        self.prefix_template = _template(templates / "prefix.txt", "{history}")
+        self.request_template = _template(templates / "request.txt", "{title}", "{categories}")
+
+    def prefix(self, history: Sequence[int]) -> tuple[tuple[int, ...], tuple[Item, ...]]:
+        """Token ids of prefix(u) and the items it names: the most recent ones that fit.
+
+        Args:
+            history: item ids, most recent last.
+        """
+        budget = self.settings.prompt_tokens - self.settings.prompt_tokens // REQUEST_SHARE
+        recent = [self.items[item] for item in history[-self.settings.history_items :]]
+        bos = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
+        for start in range(max(len(recent), 1)):
+            named = tuple(recent[start:])
+            text = self.prefix_template.replace(
+                "{history}", "; ".join(short_title(i) for i in named)
+            )
+            ids = bos + self._encode(text)
+            if len(ids) <= budget:
+                break
+        return tuple(ids[:budget]), named
+
+    def request(self, user: int, item: int, history: Sequence[int]) -> Request:
+        """The prompt that asks why `item` is recommended to a user with this history."""
+        prefix, named = self.prefix(history)
+        about = self.items[item]
+        room = self.settings.prompt_tokens - len(prefix)
+        ask = self._encode(request_text(self.request_template, about))
+        if len(ask) > room:
+            ask = ask[: max(0, room - 4)] + ask[-min(4, room) :]
+        return Request(user, item, about, named, prefix, prefix + tuple(ask))
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def short_title(item: Item) -> str:
+    """The title as it stands in prompts: one line, bounded."""
+    title = " ".join(item.title.split())
+    return title if len(title) <= TITLE_CHARACTERS else title[: TITLE_CHARACTERS - 1].rstrip() + "…"
+
+
+def request_text(template: str, item: Item) -> str:
+    """Fill the request template; only the first three categories are named."""
+    categories = ", ".join(item.categories[:3]) or "no category"
+    return template.replace("{categories}", categories).replace("{title}", short_title(item))
+
+
+def _template(path: Path, *fields: str) -> str:
+    if not path.is_file():
+        raise UserError(f"{path}: no such template; restore it from the repository")
+    text = path.read_text(encoding="utf-8")
+    for field in fields:
+        if field not in text:
+            raise UserError(f"{path}: the template has no {field}; add it")
+    return text

@@ -1,0 +1,110 @@
+"""Collect finished runs and their audits into one table, figures and LaTeX tables.
+
+In: run folders, audit files, stats.json files. Out: aggregate_results.csv with one row a run,
+ctr_over_steps, ndcg_over_steps and ablation as PNG and PDF, results.tex and drift.tex.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from shielded_recrl.files import write_text
+from shielded_recrl.report import tables
+from shielded_recrl.report.columns import ALL_COLUMNS, Row, as_text, row
+from shielded_recrl.report.runs import load_runs
+from shielded_recrl.report.settings import ReportSettings
+from shielded_recrl.report.study import Cell, cells
+
+
+def main(
+    *,
+    runs: tuple[Path, ...],
+    audits: tuple[Path, ...],
+    stats: tuple[Path, ...],
+    out: Path,
+    figures: Path,
+    tables_folder: Annotated[Path, tyro.conf.arg(name="tables")],
+    settings: Annotated[ReportSettings, tyro.conf.arg(name="")],
+) -> None:
+    """Collect runs and audits into one table, figures and LaTeX tables.
+
+    Args:
+        runs: folders of evaluated runs.
+        audits: JSON files of `audit run`, at least one for each run.
+        stats: stats.json of every dataset.
+        out: CSV file to write.
+        figures: folder to write figures to.
+        tables_folder: folder to write LaTeX tables to.
+        settings: margin of equivalence.
+    """
+    loaded = load_runs(runs, audits, stats)
+    rows = [row(run, settings) for run in loaded]
+    # Seaborn and pandas take seconds to import; bad input is refused before that.
+    from shielded_recrl.report import figures as drawing
+
+    clicks = drawing.over_steps(loaded, rows, "ctr", "Simulated CTR")
+    ndcg = drawing.over_steps(
+        loaded, rows, "ndcg@10", "NDCG@10, served", least_span=4 * settings.ndcg_margin
+    )
+    drawing.save(clicks, figures / "ctr_over_steps")
+    drawing.save(ndcg, figures / "ndcg_over_steps")
+    drawing.save(drawing.ablation(rows, settings.ndcg_margin), figures / "ablation")
+    study = cells(rows)
+    write_text(tables_folder / "results.tex", tables.results(study))
+    write_text(tables_folder / "drift.tex", tables.drift(study))
+    write_text(out, to_csv(rows))
+    print(overview(study))
+    print(
+        f"{out}: {len(rows)} runs of {len(study)} variants; figures: {figures}; "
+        f"tables: {tables_folder}"
+    )
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The table as text, columns in their documented order."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(column.name for column in ALL_COLUMNS)
+    writer.writerows([as_text(values[column.name]) for column in ALL_COLUMNS] for values in rows)
+    return stream.getvalue()
+
+
+def overview(study: Sequence[Cell]) -> str:
+    """A compact table for the terminal: means over seeds, one line for each dataset and variant."""
+    header = (
+        "dataset",
+        "variant",
+        "seeds",
+        "relative CTR",
+        "NDCG@10 change",
+        "held-out top 10 same",
+    )
+    lines = [header] + [
+        (
+            cell.dataset,
+            cell.variant,
+            str(len(cell.rows)),
+            _format(cell.mean("ctr_relative"), ".3f"),
+            _format(cell.mean("ndcg_change"), "+.4f"),
+            _format(cell.mean("drift_heldout_top10_identical"), ".1%"),
+        )
+        for cell in study
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if place < 2 else text.rjust(width)
+            for place, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _format(value: float | None, form: str) -> str:
+    return "undefined" if value is None else format(value, form)

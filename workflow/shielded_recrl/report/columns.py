@@ -1,0 +1,245 @@
+"""The columns of aggregate_results.csv: their names, what they mean and where they come from.
+
+In: a `Run`. Out: one row. A cell is empty only where its column says why it can be, and the row's
+notes then repeat that reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from shielded_recrl.errors import UserError
+from shielded_recrl.report.runs import Run
+from shielded_recrl.report.settings import ReportSettings
+
+Row = dict[str, Any]
+
+# File of a run behind each document, to name in an error.
+FILES = {
+    "evaluation": "evaluation.json",
+    "summary": "summary.json",
+    "audit": "its audit",
+    "stats": "its stats.json",
+}
+NO_CLICK = "no click before training to compare with"
+NO_LIFT = "perfect texts would not raise the click-through rate"
+NO_ORDER = "a ranking without two different scores has no order"
+
+
+class Column(NamedTuple):
+    """One column.
+
+    Attributes:
+        name: header in the CSV.
+        description: one line for the documentation.
+        source: document and keys, joined by dots, or a function of the run.
+        kind: type of the value.
+        empty: why a cell can be empty; None where it never is.
+    """
+
+    name: str
+    description: str
+    source: str | Callable[[Run], Any]
+    kind: type = float
+    empty: str | None = None
+
+
+def quarter_mean(values: Sequence[float], last: bool) -> float:
+    """Mean of the first or the last quarter of the values, of at least one.
+
+    >>> quarter_mean([1, 2, 3, 4, 5, 6, 7, 8], last=True)
+    7.5
+    """
+    size = max(1, len(values) // 4)
+    return fmean(values[-size:] if last else values[:size])
+
+
+def provenance(run: Run) -> str:
+    """First 16 hex digits of a SHA-256 over adapter, evaluation and audit: no timing, no paths."""
+    content = {
+        "adapter": run.summary.get("adapter_sha256"),
+        "evaluation": run.evaluation,
+        "audit": run.audit,
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _reward(last: bool) -> Callable[[Run], float]:
+    def mean(run: Run) -> float:
+        try:
+            return quarter_mean([float(step["reward"]) for step in run.steps], last)
+        except (KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{run.folder / 'train.jsonl'}: a row has no number 'reward'; train the run again"
+            ) from None
+
+    return mean
+
+
+def _pair(name: str, what: str, source: str) -> list[Column]:
+    """The same value before and after training; name and source have a slot for which."""
+    return [
+        Column(name.format(when), f"{what} {when} training", source.format(when))
+        for when in ("before", "after")
+    ]
+
+
+def _interval(
+    name: str, what: str, mean: str, low: str, high: str, empty: str | None = None
+) -> list[Column]:
+    """A value and the two ends of its interval, with the source of each."""
+    return [
+        Column(name, what, mean, empty=empty),
+        Column(f"{name}_low", f"{what}, lower end of the 95% interval", low, empty=empty),
+        Column(f"{name}_high", f"{what}, upper end of the 95% interval", high, empty=empty),
+    ]
+
+
+def _drift(role: str, people: str) -> list[Column]:
+    return [
+        Column(
+            f"drift_{role}_{key}", f"{what}, {people}", f"evaluation.drift.{role}.{key}", kind, why
+        )
+        for key, what, kind, why in (
+            ("users", "Users measured", int, None),
+            ("max_score_change", "Largest absolute change of a score", float, None),
+            ("mean_score_change", "Mean absolute change of a score", float, None),
+            ("top10_identical", "Share of users with an unchanged top 10", float, None),
+            ("kendall_tau", "Mean Kendall tau of the rankings", float, NO_ORDER),
+            ("ndcg_change", "Change of served NDCG@10", float, None),
+        )
+    ]
+
+
+COLUMNS = [
+    Column("dataset", "Key of the dataset in the config", "evaluation.dataset", str),
+    Column("synthetic", "Whether the raw data are the embedded ones", "stats.synthetic", bool),
+    Column("sequential", "Whether the source tells an order", "stats.sequential", bool),
+    Column("variant", "Key of the variant in the config", "evaluation.variant", str),
+    Column("seed", "Seed of training and sampling", "evaluation.seed", int),
+    Column("shield", "Kind of shield", "summary.shield.kind", str),
+    Column("steps", "PPO steps", "summary.steps", int),
+    Column("trainable_share", "Trained share of all parameters", "summary.trainable_share"),
+    Column("gamma", "Weight of the read-out in the served score", "evaluation.gamma"),
+    Column("ranker_ndcg@10", "NDCG@10 of SASRec alone", "evaluation.ranker.ndcg@10"),
+    Column("ranker_hr@10", "HR@10 of SASRec alone", "evaluation.ranker.hr@10"),
+    *_pair("served_{}_ndcg@10", "Served NDCG@10", "evaluation.served_{}.ndcg@10"),
+    *_pair("served_{}_hr@10", "Served HR@10", "evaluation.served_{}.hr@10"),
+    *_interval(
+        "ndcg_change",
+        "Change of served NDCG@10",
+        *(f"evaluation.ndcg_change.{end}" for end in ("mean", "low", "high")),
+    ),
+    *_drift("protected", "protected users"),
+    *_drift("heldout", "held-out users"),
+    *_pair("ctr_{}", "Simulated click-through rate", "evaluation.ctr.{}"),
+    *_interval(
+        "ctr_relative",
+        "Click-through rate after over before training",
+        *(f"evaluation.ctr.relative{end}" for end in ("", "_low", "_high")),
+        empty=NO_CLICK,
+    ),
+    *_interval(
+        "lift_share",
+        "Achieved share of the lift that perfect texts would bring",
+        *(f"evaluation.ctr.lift_share{end}" for end in ("", "_low", "_high")),
+        empty=NO_LIFT,
+    ),
+    Column("kl", "Per-token KL to the base, last quarter of training", "evaluation.kl"),
+    Column("reward_first", "Mean reward, first quarter of training", _reward(last=False)),
+    Column("reward_last", "Mean reward, last quarter of training", _reward(last=True)),
+    *_pair("words_{}", "Mean words of an explanation", "evaluation.text.words_{}"),
+    *_pair("quality_{}", "Mean quality of an explanation", "evaluation.text.quality_{}"),
+    *_pair("toxicity_mean_{}", "Mean toxicity", "audit.toxicity.{}.mean.mean"),
+    *_pair("toxicity_p95_{}", "95th percentile of toxicity", "audit.toxicity.{}.p95"),
+    *_pair("gini_{}", "Gini of item exposure", "audit.popularity.{}.gini"),
+    Column(
+        "leak_rate", "Share of texts after training with a user id", "audit.privacy.after.leak_rate"
+    ),
+    Column(
+        "leak_rate_upper",
+        "Clopper-Pearson 95% upper bound of leak_rate",
+        "audit.privacy.after.leak_rate_upper",
+    ),
+    Column(
+        "copied_share",
+        "Share of texts after training with a copied n-gram",
+        "audit.privacy.after.copied_share",
+    ),
+    Column("provenance", "Digest of adapter, evaluation and audit", provenance, str),
+]
+DERIVED = [
+    Column(
+        "ndcg_unchanged", "Whether the interval of ndcg_change lies within the margin", "", bool
+    ),
+    Column("notes", "Why cells of this row are empty", "", str),
+]
+TIMINGS = [
+    Column("seconds", "Wall-clock seconds of training", "summary.seconds"),
+    Column("peak_memory_mb", "Largest memory of training, in MB", "summary.peak_memory_mb"),
+]
+# What a rerun may change comes last, so that all before it can be compared byte by byte.
+ALL_COLUMNS = [*COLUMNS, *DERIVED, *TIMINGS]
+
+
+def row(run: Run, settings: ReportSettings) -> Row:
+    """One row of the table.
+
+    Raises:
+        UserError: a value is missing, or not finite without a reason.
+    """
+    values = {column.name: _value(run, column) for column in (*COLUMNS, *TIMINGS)}
+    margin = settings.ndcg_margin
+    values["ndcg_unchanged"] = (
+        -margin <= values["ndcg_change_low"] and values["ndcg_change_high"] <= margin
+    )
+    reasons: dict[str, list[str]] = {}
+    for column in COLUMNS:
+        if values[column.name] is None:
+            reasons.setdefault(column.empty, []).append(column.name)
+    values["notes"] = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+    return {column.name: values[column.name] for column in ALL_COLUMNS}
+
+
+def as_text(value: Any) -> str:
+    """Text of a CSV cell: six significant digits, empty for None, lower-case booleans.
+
+    >>> [as_text(value) for value in (0.1234567, True, None, 42, "books", -0.0)]
+    ['0.123457', 'true', '', '42', 'books', '0']
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value + 0.0:.6g}"
+    return str(value)
+
+
+def _value(run: Run, column: Column) -> Any:
+    if callable(column.source):
+        return column.source(run)
+    document, *keys = column.source.split(".")
+    value = getattr(run, document)
+    where = f"{run.folder}: {FILES[document]}"
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise UserError(f"{where} lacks {'.'.join(keys)!r}; make it again")
+        value = value[key]
+    empty = value is None or (isinstance(value, float) and not math.isfinite(value))
+    if empty and column.empty is not None:
+        return None
+    # JSON does not tell 3 from 3.0, and Python takes True for 1.
+    accepted = (int, float) if column.kind is float else column.kind
+    if empty or not isinstance(value, accepted) or isinstance(value, bool) > (column.kind is bool):
+        raise UserError(
+            f"{where}: {'.'.join(keys)!r} is {value!r}, not a "
+            f"{'finite number' if column.kind is float else column.kind.__name__}; make it again"
+        )
+    return column.kind(value)

@@ -1,0 +1,64 @@
+"""The seeds of one dataset and variant taken together.
+
+In: rows of the table. Out: one `Cell` for each dataset and variant, in the order of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from statistics import fmean
+from typing import NamedTuple
+
+from shielded_recrl.report.columns import Row
+
+NAMES = {"books": "Books", "ml25m": "MovieLens-25M", "steam": "Steam"}
+
+
+class Cell(NamedTuple):
+    """All seeds of one dataset and variant."""
+
+    dataset: str
+    variant: str
+    rows: list[Row]
+
+    def values(self, column: str) -> list[float]:
+        """The column's values, without those that are undefined."""
+        return [row[column] for row in self.rows if row[column] is not None]
+
+    def mean(self, column: str) -> float | None:
+        """Mean over seeds; None where no seed has a value."""
+        values = self.values(column)
+        return fmean(values) if values else None
+
+    def span(self, column: str) -> tuple[float, float] | None:
+        """Smallest and largest value over seeds."""
+        values = self.values(column)
+        return (min(values), max(values)) if values else None
+
+    def interval(self, column: str) -> tuple[float, float] | None:
+        """Hull of the seeds' 95% intervals.
+
+        The seeds share their users, so that their intervals are no independent draws: averaging or
+        pooling them would claim more than is known.
+        """
+        low, high = self.values(f"{column}_low"), self.values(f"{column}_high")
+        return (min(low), max(high)) if low and high else None
+
+
+def cells(rows: Sequence[Row]) -> list[Cell]:
+    """Group rows that are sorted by dataset and variant."""
+    return [
+        Cell(dataset, variant, list(group))
+        for (dataset, variant), group in groupby(rows, lambda r: (r["dataset"], r["variant"]))
+    ]
+
+
+def title(row: Row) -> str:
+    """Name of a row's dataset, with what a reader must know about it.
+
+    >>> title({"dataset": "steam", "synthetic": True, "sequential": False})
+    'Steam (synthetic data, unordered)'
+    """
+    marks = ["synthetic data"] * row["synthetic"] + ["unordered"] * (not row["sequential"])
+    return NAMES.get(row["dataset"], row["dataset"]) + (f" ({', '.join(marks)})" if marks else "")

@@ -1,0 +1,11 @@
+"""Commands of the rl stage."""
+
+from shielded_recrl.cli import run_stage
+
+run_stage(
+    "rl",
+    {
+        "train": "Train an explainer with PPO, under a shield or without one.",
+        "evaluate": "Measure drift, ranking and simulated clicks of a trained explainer.",
+    },
+)

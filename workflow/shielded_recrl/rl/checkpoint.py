@@ -1,0 +1,77 @@
+"""Resumable training state in one safetensors file, written by rename, guarded by a fingerprint.
+
+A checkpoint lives in a scratch folder that is no output of the workflow: Snakemake deletes the
+outputs of a job that died, and a checkpoint must outlive it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from shielded_recrl.errors import UserError
+from shielded_recrl.files import atomic
+
+
+class Checkpoint(NamedTuple):
+    """What a run needs to go on.
+
+    Attributes:
+        step: finished steps.
+        log: rows of train.jsonl so far.
+        tensors: adapter, value head, optimizer state and snapshots.
+    """
+
+    step: int
+    log: list[dict[str, Any]]
+    tensors: dict[str, Tensor]
+
+
+def fingerprint(values: Mapping[str, Any]) -> str:
+    """Digest of everything a run depends on: settings, input digests, code digest, seeds."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, owner: str) -> None:
+    """Write a checkpoint for the run with fingerprint `owner`."""
+    from safetensors.torch import save_file
+
+    metadata = {
+        "fingerprint": owner,
+        "step": str(checkpoint.step),
+        "log": json.dumps(checkpoint.log),
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+    with atomic(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
+
+
+def load_checkpoint(path: Path, owner: str) -> Checkpoint | None:
+    """Read the checkpoint of the run with fingerprint `owner`.
+
+    Returns:
+        None where there is none, or only one of a run with other settings, inputs or code.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            if metadata["fingerprint"] != owner:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Checkpoint(int(metadata["step"]), json.loads(metadata["log"]), tensors)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: damaged checkpoint ({error}); delete it to start this run anew"
+        ) from error

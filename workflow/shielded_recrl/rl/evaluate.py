@@ -1,0 +1,387 @@
+"""Evaluate a run on users it was not trained on: drift, served ranking, simulated clicks, texts.
+
+In: base LM, adapter snapshots, read-out, ranker states, dataset. Out: evaluation.json,
+explanations.jsonl (every text, before training and at each snapshot) and rankings.parquet (served
+top 10 before and after). The slates explained are those of the untrained adapter, so click rates
+differ between snapshots by the texts alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+import tyro
+
+from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.base import default_device, load_base
+from shielded_recrl.explainer.lm import adapter_parameters, load_adapter, prefix_states
+from shielded_recrl.explainer.prompts import Request
+from shielded_recrl.explainer.settings import Precision, PromptSettings
+from shielded_recrl.files import atomic, read_jsonl, write_json, write_jsonl
+from shielded_recrl.ranker.metrics import ranking_metrics, top_k
+from shielded_recrl.rl.rollout import decode, sample
+from shielded_recrl.rl.settings import EvaluationSettings, SamplingSettings
+from shielded_recrl.rl.simulator import (
+    ClaimIndex,
+    click_draws,
+    click_probability,
+    click_rates,
+    quality,
+    relevance,
+    user_bias,
+)
+from shielded_recrl.rl.text import words
+from shielded_recrl.shield.drift import drift
+from shielded_recrl.shield.serving import (
+    RankerStates,
+    ReadOut,
+    Serving,
+    load_readout,
+    load_states,
+    read_tensors,
+    served_scores,
+    top_items,
+)
+from shielded_recrl.shield.settings import RoleSettings
+from shielded_recrl.statistics import bootstrap, paired_bootstrap
+
+
+def main(
+    *,
+    data: Path,
+    ranker: Path,
+    base: Path,
+    run: Path,
+    readout: Path,
+    templates: Path,
+    dataset: str,
+    variant: str,
+    prompt: Annotated[PromptSettings, tyro.conf.arg(name="")],
+    roles: Annotated[RoleSettings, tyro.conf.arg(name="")],
+    sampling: Annotated[SamplingSettings, tyro.conf.arg(name="")],
+    settings: Annotated[EvaluationSettings, tyro.conf.arg(name="")],
+    shield: Literal["none", "separate", "nullspace"] = "none",
+    explanation_tokens: int = 32,
+    precision: Precision = "fp32",
+    roles_seed: int = 42,
+    seed: int = 42,
+) -> None:
+    """Evaluate a trained explainer.
+
+    Args:
+        data: folder of the prepared dataset.
+        ranker: states.safetensors of the ranker.
+        base: folder of the base LM.
+        run: folder of the run; evaluation.json, explanations.jsonl, rankings.parquet go there.
+        readout: readout.safetensors.
+        templates: folder of the prompt templates.
+        dataset: name written into the evaluation.
+        variant: name written into the evaluation.
+        prompt: prompt lengths.
+        roles: how many users are protected and held out.
+        sampling: how texts are sampled.
+        settings: simulator and sizes.
+        shield: kind of the shield; `separate` ranks with the adapter off.
+        explanation_tokens: longest explanation.
+        precision: precision the base is served in.
+        roles_seed: seed of roles, simulator and bootstrap, shared by all runs.
+        seed: seed of this run's text sampling.
+    """
+    serving = Serving.load(data, base, templates, prompt, roles, roles_seed)
+    states, head = load_states(ranker), load_readout(readout)
+    model = load_adapter(load_base(base, precision, default_device()), run / "adapter")
+    snapshots = load_snapshots(run / "snapshots.safetensors")
+    people = np.concatenate([serving.roles.protected, serving.roles.heldout])
+    prefixes = [serving.prefix(user) for user in people]
+
+    def served() -> np.ndarray:
+        hidden = prefix_states(model, prefixes).numpy()
+        return served_scores(states.test_users[people], hidden, states.items, head)
+
+    with model.disable_adapter():
+        scores = {0: served()}
+        slate = Slate(serving, scores[0], people, settings, roles_seed)
+        texts = {0: slate.explain(model, explanation_tokens, sampling, seed)}
+    for step, weights in snapshots.items():
+        set_adapter(model, weights)
+        texts[step] = slate.explain(model, explanation_tokens, sampling, seed)
+        if shield == "separate":
+            with model.disable_adapter():
+                scores[step] = served()
+        else:
+            scores[step] = served()
+
+    last = max(snapshots)
+    measured = {step: slate.measure(texts[step]) for step in texts}
+    log = read_jsonl(run / "train.jsonl")
+    quarter = log[-max(1, len(log) // 4) :]
+    evaluation = {
+        "dataset": dataset,
+        "variant": variant,
+        "seed": seed,
+        "gamma": head.gamma,
+        **ranking_report(serving, states, people, scores, measured, settings, roles_seed),
+        "ctr": click_report(slate, measured[0], measured[last], settings, roles_seed),
+        "text": {
+            f"{name}_{when}": value
+            for when, step in (("before", 0), ("after", last))
+            for name, value in text_report(texts[step], measured[step]["quality"]).items()
+        },
+        "kl": float(np.mean([row["kl"] for row in quarter])),
+    }
+    write_jsonl(run / "explanations.jsonl", slate.rows(texts, measured))
+    with atomic(run / "rankings.parquet") as partial:
+        rankings(serving, people, {step: scores[step] for step in (0, last)}).write_parquet(partial)
+    write_json(run / "evaluation.json", evaluation)
+    clicks, heldout = evaluation["ctr"], evaluation["drift"]["heldout"]
+    print(
+        f"{run}: relative CTR {clicks['relative']:.3f} "
+        f"[{clicks['relative_low']:.3f}, {clicks['relative_high']:.3f}], "
+        f"held-out top 10 identical {heldout['top10_identical']:.3f}"
+    )
+
+
+def load_snapshots(path: Path) -> dict[int, dict[str, np.ndarray]]:
+    """Adapter weights by step, ascending.
+
+    Raises:
+        UserError: the file is missing, damaged or empty.
+    """
+    snapshots: dict[int, dict[str, np.ndarray]] = {}
+    for key, tensor in sorted(read_tensors(path).items()):
+        step, name = key.split("/", 1)
+        snapshots.setdefault(int(step.removeprefix("step-")), {})[name] = tensor
+    if not snapshots:
+        raise UserError(f"{path}: no snapshot in it; train the run again")
+    return snapshots
+
+
+@torch.no_grad()
+def set_adapter(model: torch.nn.Module, weights: dict[str, np.ndarray]) -> None:
+    """Put the weights of a snapshot into the adapter."""
+    for name, parameter in adapter_parameters(model).items():
+        parameter.copy_(torch.from_numpy(weights[name]))
+
+
+class Slate:
+    """The (user, item, position) triples explained to held-out users, and their simulated clicks."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        scores: np.ndarray,
+        people: np.ndarray,
+        settings: EvaluationSettings,
+        seed: int,
+    ):
+        """
+        Args:
+            serving: histories, roles and prompts.
+            scores: served scores [U, I + 1] of the untrained adapter.
+            people: users of the rows of `scores`.
+            settings: simulator and sizes.
+            seed: seed of the simulator.
+        """
+        users = serving.roles.heldout[: settings.users]
+        rows = (
+            np.searchsorted(serving.roles.heldout, users) + len(people) - len(serving.roles.heldout)
+        )
+        lists = top_items(scores[rows], serving.splits, "test", users, settings.items_per_user)
+        self.triples = [
+            (int(user), int(item), position)
+            for user, items in zip(users, lists, strict=True)
+            for position, item in enumerate(items, start=1)
+            if item > 0
+        ]
+        self.requests: list[Request] = [
+            serving.request(user, item) for user, item, _ in self.triples
+        ]
+        self.tokenizer = serving.prompts.tokenizer
+        self.settings = settings
+        self.index = ClaimIndex(serving.prompts.items)
+        self.relevance = relevance(serving.splits, [(u, i) for u, i, _ in self.triples])
+        self.bias = np.array([user_bias(u, settings.bias_scale, seed) for u, _, _ in self.triples])
+        self.draws = click_draws(self.triples, settings.sessions, seed)
+
+    @property
+    def users(self) -> np.ndarray:
+        """User of each triple."""
+        return np.array([user for user, _, _ in self.triples])
+
+    def explain(
+        self, model: torch.nn.Module, explanation_tokens: int, sampling: SamplingSettings, seed: int
+    ) -> list[str]:
+        """One explanation a triple."""
+        rollout = sample(
+            model,
+            [request.prompt for request in self.requests],
+            self.tokenizer,
+            explanation_tokens,
+            sampling.temperature,
+            torch.Generator().manual_seed(seed),
+            sampling.top_p,
+        )
+        return decode(rollout, self.tokenizer)
+
+    def measure(self, texts: list[str]) -> dict[str, np.ndarray]:
+        """Quality, click probability and click rate of each text."""
+        qualities = np.array(
+            [quality(t, r, self.index) for t, r in zip(texts, self.requests, strict=True)]
+        )
+        return self.clicks(qualities)
+
+    def clicks(self, qualities: np.ndarray) -> dict[str, np.ndarray]:
+        """Click probability and click rate at given qualities."""
+        probability = click_probability(self.relevance, qualities, self.bias, self.settings)
+        return {
+            "quality": qualities,
+            "propensity": probability,
+            "clicks": click_rates(probability, self.draws),
+        }
+
+    def rows(
+        self, texts: dict[int, list[str]], measured: dict[int, dict[str, np.ndarray]]
+    ) -> list[dict[str, Any]]:
+        """Rows of explanations.jsonl."""
+        return [
+            {
+                "step": step,
+                "user": user,
+                "item": item,
+                "position": position,
+                "title": request.about.title,
+                "categories": list(request.about.categories),
+                "history": [past.title for past in request.history],
+                "text": text,
+                "quality": float(measured[step]["quality"][row]),
+                "propensity": float(measured[step]["propensity"][row]),
+            }
+            for step, batch in texts.items()
+            for row, ((user, item, position), request, text) in enumerate(
+                zip(self.triples, self.requests, batch, strict=True)
+            )
+        ]
+
+
+def ranking_report(
+    serving: Serving,
+    states: RankerStates,
+    people: np.ndarray,
+    scores: dict[int, np.ndarray],
+    measured: dict[int, dict[str, np.ndarray]],
+    settings: EvaluationSettings,
+    seed: int,
+) -> dict[str, Any]:
+    """SASRec alone, the served ranking at every snapshot, and drift by role."""
+    relevant = serving.splits.relevant_mask("test", people)
+    seen = serving.splits.seen_mask("test", people)
+    no_readout = ReadOut(np.zeros((states.items.shape[1], 1)), 0.0)
+    alone = served_scores(
+        states.test_users[people], np.zeros((len(people), 1)), states.items, no_readout
+    )
+    metrics = {step: ranking_metrics(matrix, relevant, seen) for step, matrix in scores.items()}
+    means = {step: _ndcg_hr(values) for step, values in metrics.items()}
+    last = max(scores)
+    change = paired_bootstrap(metrics[last].ndcg - metrics[0].ndcg, settings.bootstrap, seed)
+    protected = np.isin(people, serving.roles.protected)
+    return {
+        "ranker": _ndcg_hr(ranking_metrics(alone, relevant, seen)),
+        "served_before": means[0],
+        "served_after": means[last],
+        "ndcg_change": change._asdict(),
+        "curve": [
+            {
+                "step": step,
+                **means[step],
+                "ctr": float(measured[step]["clicks"].mean()),
+                "quality": float(measured[step]["quality"].mean()),
+            }
+            for step in sorted(scores)
+        ],
+        "drift": {
+            role: drift(
+                scores[0][rows],
+                scores[last][rows],
+                relevant[rows],
+                seen[rows],
+                resamples=settings.bootstrap,
+                seed=seed,
+            )
+            for role, rows in (("protected", protected), ("heldout", ~protected))
+        },
+    }
+
+
+def click_report(
+    slate: Slate,
+    before: dict[str, np.ndarray],
+    after: dict[str, np.ndarray],
+    settings: EvaluationSettings,
+    seed: int,
+) -> dict[str, float]:
+    """Click-through rates with user-clustered paired bootstrap intervals.
+
+    `relative` is after / before; `attainable` is the relative CTR if every text had quality 1;
+    `lift_share` is (after - before) / (attainable - before).
+    """
+    best = slate.clicks(np.ones(len(slate.triples)))["clicks"]
+    columns = np.stack([before["clicks"], after["clicks"], best], axis=1)
+    ratio = bootstrap(
+        columns, lambda s: s[..., 1] / s[..., 0], settings.bootstrap, seed, slate.users
+    )
+    share = bootstrap(
+        columns,
+        lambda s: (s[..., 1] - s[..., 0]) / (s[..., 2] - s[..., 0]),
+        settings.bootstrap,
+        seed,
+        slate.users,
+    )
+    return {
+        "before": float(before["clicks"].mean()),
+        "after": float(after["clicks"].mean()),
+        "relative": ratio.mean,
+        "relative_low": ratio.low,
+        "relative_high": ratio.high,
+        "attainable": float(best.mean() / before["clicks"].mean()),
+        "lift_share": share.mean,
+        "lift_share_low": share.low,
+        "lift_share_high": share.high,
+    }
+
+
+def text_report(texts: list[str], qualities: np.ndarray) -> dict[str, float]:
+    """Mean words and quality, share of distinct texts, share of empty texts."""
+    return {
+        "words": float(np.mean([len(words(text)) for text in texts])),
+        "quality": float(qualities.mean()),
+        "unique": len(set(texts)) / len(texts),
+        "empty": float(np.mean([not words(text) for text in texts])),
+    }
+
+
+def rankings(serving: Serving, people: np.ndarray, scores: dict[int, np.ndarray]) -> pl.DataFrame:
+    """Served top 10 of every evaluated user at each step."""
+    seen = serving.splits.seen_mask("test", people)
+    roles = np.where(np.isin(people, serving.roles.protected), "protected", "heldout")
+    frames = [
+        pl.DataFrame(
+            {
+                "step": pl.Series(np.full(len(people) * 10, step), dtype=pl.Int32),
+                "role": np.repeat(roles, 10),
+                "user": pl.Series(np.repeat(people, 10), dtype=pl.Int32),
+                "position": pl.Series(np.tile(np.arange(1, 11), len(people)), dtype=pl.Int32),
+                "item": pl.Series(top_k(matrix, seen).ravel(), dtype=pl.Int32),
+            }
+        )
+        for step, matrix in scores.items()
+    ]
+    return pl.concat(frames).filter(pl.col("item") > 0)
+
+
+def _ndcg_hr(metrics: Any) -> dict[str, float]:
+    means = metrics.means()
+    return {name: means[name] for name in ("ndcg@10", "hr@10")}

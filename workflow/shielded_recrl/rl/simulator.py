@@ -1,0 +1,134 @@
+"""The evaluation click simulator, which no reward and no training command may import.
+
+    P(click) = sigmoid(a * relevance + b * quality + bias(user)),   bias(user) ~ N(0, scale)
+
+Relevance comes from test interactions, quality from claims checked against the whole catalogue:
+features no reward uses. Draws are keyed by (seed, user, item, position), so two policies that
+show the same items differ by their texts alone (common random numbers).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from shielded_recrl.explainer.prompts import Item, Request, short_title
+from shielded_recrl.ranker.data import Splits
+from shielded_recrl.rl.settings import SimulatorSettings
+from shielded_recrl.rl.text import copied_share, distinct_share, words
+
+# Words at which the length factor of quality reaches 1 - 1/e.
+LENGTH_SCALE = 6.0
+CLAIMS = 3
+# Share of quality a text keeps that makes no claim at all.
+UNGROUNDED = 0.25
+ECHO_WORDS = 6
+
+
+class ClaimIndex:
+    """Finds the titles and categories of a catalogue in a text."""
+
+    def __init__(self, items: Sequence[Item]):
+        """
+        Args:
+            items: the catalogue; entry 0 is padding.
+        """
+        titles = {tuple(words(short_title(item))) for item in items[1:]}
+        categories = {tuple(words(name)) for item in items[1:] for name in item.categories}
+        self.phrases = {phrase for phrase in titles | categories if phrase}
+        self.longest = max(map(len, self.phrases), default=0)
+
+    def claims(self, tokens: Sequence[str]) -> set[tuple[str, ...]]:
+        """Phrases named in a text; of two that begin at the same word, the longer one."""
+        found, position = set(), 0
+        while position < len(tokens):
+            for size in range(min(self.longest, len(tokens) - position), 0, -1):
+                phrase = tuple(tokens[position : position + size])
+                if phrase in self.phrases:
+                    found.add(phrase)
+                    position += size - 1
+                    break
+            position += 1
+        return found
+
+
+def supported_phrases(request: Request) -> set[tuple[str, ...]]:
+    """What an honest text may name: titles and categories of the item and of the history."""
+    items = (request.about, *request.history)
+    phrases = {tuple(words(short_title(item))) for item in items}
+    return phrases | {tuple(words(name)) for item in items for name in item.categories}
+
+
+def quality(text: str, request: Request, index: ClaimIndex) -> float:
+    """Quality in [0, 1): saturates in length, falls with repetition, echo and unsupported claims.
+
+    length * distinct * (1 - echo) * precision * (UNGROUNDED + (1 - UNGROUNDED) * grounded), where
+    grounded is the number of supported claims over CLAIMS, at most 1. An empty text has quality 0.
+    """
+    tokens = words(text)
+    if not tokens:
+        return 0.0
+    claims = index.claims(tokens)
+    supported = claims & supported_phrases(request)
+    precision = len(supported) / len(claims) if claims else 1.0
+    grounded = min(len(supported), CLAIMS) / CLAIMS
+    prompt = [
+        *(word for item in (*request.history, request.about) for word in words(short_title(item))),
+        *(word for name in request.about.categories for word in words(name)),
+    ]
+    saturation = 1 - math.exp(-len(tokens) / LENGTH_SCALE)
+    honest = distinct_share(tokens, 2) * (1 - copied_share(tokens, prompt, ECHO_WORDS)) * precision
+    return saturation * honest * (UNGROUNDED + (1 - UNGROUNDED) * grounded)
+
+
+def relevance(splits: Splits, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Relevance [n] of (user, item) pairs, standardised over the pairs.
+
+    The mean cosine, over the interactions of all users in all splits, of the item with the user's
+    test items; the user's own row is left out, so that it is other users who speak.
+
+    Args:
+        splits: the dataset.
+        pairs: (user, item), each user with at least one test item.
+    """
+    matrix = np.zeros((splits.n_users + 1, splits.n_items + 1))
+    for user in range(1, splits.n_users + 1):
+        for part in (splits.train, splits.valid, splits.test):
+            matrix[user, part[user]] = 1.0
+    together, counts = matrix.T @ matrix, matrix.sum(axis=0)
+    values = []
+    for user, item in pairs:
+        own, liked = matrix[user], splits.test[user]
+        joint = together[item, liked] - own[item] * own[liked]
+        norm = np.sqrt((counts[item] - own[item]) * (counts[liked] - own[liked]))
+        values.append(np.divide(joint, norm, out=np.zeros(len(liked)), where=norm > 0).mean())
+    values = np.array(values)
+    spread = values.std()
+    return (values - values.mean()) / spread if spread > 0 else np.zeros(len(values))
+
+
+def click_probability(
+    relevances: np.ndarray, qualities: np.ndarray, biases: np.ndarray, settings: SimulatorSettings
+) -> np.ndarray:
+    """P(click) of each pair, [n]."""
+    logit = settings.relevance_weight * relevances + settings.quality_weight * qualities + biases
+    return 1 / (1 + np.exp(-logit))
+
+
+def user_bias(user: int, scale: float, seed: int) -> float:
+    """bias(user) ~ N(0, scale), a function of seed and user alone."""
+    return float(np.random.default_rng([seed, user]).normal(0, scale)) if scale else 0.0
+
+
+def click_draws(pairs: Sequence[tuple[int, int, int]], sessions: int, seed: int) -> np.ndarray:
+    """Uniform draws [n, sessions] keyed by (seed, user, item, position)."""
+    return np.stack(
+        [np.random.default_rng([seed, *map(int, pair)]).random(sessions) for pair in pairs]
+    )
+
+
+def click_rates(probabilities: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Share of sessions with a click, [n]: a click where the draw falls below P(click)."""
+    return (draws < probabilities[:, None]).mean(axis=1)

@@ -1,0 +1,11 @@
+"""Commands of the shield stage."""
+
+from shielded_recrl.cli import run_stage
+
+run_stage(
+    "shield",
+    {
+        "readout": "Fit the read-out W of the served ranking and choose gamma.",
+        "bases": "Collect an orthonormal basis of every module's inputs on protected prefixes.",
+    },
+)

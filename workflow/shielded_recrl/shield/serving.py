@@ -1,0 +1,150 @@
+"""The served ranking: one prefill of prefix(u) gives h(u; D), and
+
+    score(u, i; D) = < s(u) + gamma * W h(u; D), e(i) >
+
+with the frozen SASRec user state s [d_r], item embedding e [d_r] and read-out W [d_r, d].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.prompts import PromptBuilder, Request, load_items
+from shielded_recrl.explainer.settings import PromptSettings
+from shielded_recrl.ranker.data import Splits, load_splits
+from shielded_recrl.shield.roles import Roles, assign_roles
+from shielded_recrl.shield.settings import RoleSettings
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A dataset as the served system sees it: histories, roles and prompts."""
+
+    splits: Splits
+    roles: Roles
+    prompts: PromptBuilder
+
+    @classmethod
+    def load(
+        cls,
+        data: Path,
+        base: Path,
+        templates: Path,
+        prompt: PromptSettings,
+        roles: RoleSettings,
+        seed: int,
+    ) -> Serving:
+        """Read a prepared dataset and the tokenizer of a base LM.
+
+        Args:
+            data: folder of the dataset.
+            base: folder of the base LM.
+            templates: folder of the prompt templates.
+            prompt: prompt lengths.
+            roles: how many users are protected and held out.
+            seed: seed of the draw of roles.
+        """
+        from shielded_recrl.explainer.base import load_tokenizer
+
+        splits = load_splits(data)
+        return cls(
+            splits=splits,
+            roles=assign_roles(splits.evaluable("test"), roles, seed),
+            prompts=PromptBuilder(
+                load_tokenizer(base), templates, load_items(data / "items.parquet"), prompt
+            ),
+        )
+
+    def prefix(self, user: int, split: str = "test") -> tuple[int, ...]:
+        """Token ids of the prefix the ranking reads before it predicts `split`."""
+        return self.prompts.prefix(self.splits.history(split, user).tolist())[0]
+
+    def request(self, user: int, item: int, split: str = "test") -> Request:
+        """The request to explain `item`, with the history before `split`."""
+        return self.prompts.request(user, item, self.splits.history(split, user).tolist())
+
+
+@dataclass(frozen=True)
+class RankerStates:
+    """What the ranker stage exports; row 0 is padding."""
+
+    items: np.ndarray  # e [I + 1, d_r]
+    valid_users: np.ndarray  # s after the train history [U + 1, d_r]
+    test_users: np.ndarray  # s after train and validation history [U + 1, d_r]
+
+
+def load_states(path: Path) -> RankerStates:
+    """Read states.safetensors.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    tensors = read_tensors(path)
+    try:
+        return RankerStates(**{name: tensors[name] for name in RankerStates.__annotations__})
+    except KeyError as error:
+        raise UserError(f"{path}: no tensor {error}; evaluate the ranker again") from error
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """W [d_r, d] and gamma."""
+
+    weight: np.ndarray
+    gamma: float
+
+
+def load_readout(path: Path) -> ReadOut:
+    """Read readout.safetensors.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    tensors = read_tensors(path)
+    return ReadOut(weight=tensors["weight"], gamma=float(tensors["gamma"]))
+
+
+def served_scores(
+    users: np.ndarray, hidden: np.ndarray, items: np.ndarray, readout: ReadOut
+) -> np.ndarray:
+    """Scores [U, I + 1], float64.
+
+    Args:
+        users: SASRec states s [U, d_r].
+        hidden: LM states h [U, d].
+        items: embeddings e [I + 1, d_r].
+        readout: W and gamma.
+    """
+    lm = hidden.astype(np.float64) @ readout.weight.T.astype(np.float64)
+    return (users.astype(np.float64) + readout.gamma * lm) @ items.T.astype(np.float64)
+
+
+def top_items(
+    scores: np.ndarray, splits: Splits, split: str, users: Sequence[int], k: int
+) -> np.ndarray:
+    """The k best unseen items of each user, [U, k], best first."""
+    from shielded_recrl.ranker.metrics import top_k
+
+    return top_k(scores, splits.seen_mask(split, np.asarray(users)), k)
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: not a readable safetensors file ({error}); delete it and run again"
+        ) from error
