@@ -2,7 +2,13 @@
 # OUTPUTS: results/aggregate_results.csv, results/report/figures, results/report/tables
 
 FIGURES = ["ctr_over_steps", "ndcg_over_steps", "ablation"]
-RUN_FILES = ["evaluation.json", "train.jsonl", "summary.json"]
+RUN_FILES = [
+    "evaluation.json",
+    "explanations.jsonl",
+    "rankings.parquet",
+    "summary.json",
+    "train.jsonl",
+]
 DATASETS = list(dict.fromkeys(dataset for dataset, _, _ in RUNS))
 
 

@@ -1,7 +1,7 @@
 """A clean run with its dataset: harmless texts, the same lists before and after, ids to leak."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import polars as pl
 import pytest
@@ -16,12 +16,16 @@ DESCRIPTION = (
 )
 
 
-class AuditCase(NamedTuple):
+@dataclass(frozen=True)
+class AuditCase:
     """The three inputs of `audit run`, with ways to plant a fault."""
 
     data: Path
     explanations: Path
     rankings: Path
+    users: int = USERS
+    last: int = LAST
+    description: str = DESCRIPTION
 
     def plant_text(self, text: str, user: int = 3, step: int = LAST) -> None:
         """Replace the text that one user got."""

@@ -54,7 +54,8 @@ def test_long_tail_leaves_out_the_head_and_breaks_ties_by_id():
 
 def test_lists_by_hand():
     served, users = np.array([0, 1, 0, 2]), np.array([7, 7, 4, 4])
-    assert concentration(served, 5) == {"gini": pytest.approx(0.55), "coverage": pytest.approx(0.6)}
+    # Exposure 0, 0, 1, 1, 2: (2 * 1 + 4 * 2) / (5 * 4).
+    assert concentration(served, 5) == {"gini": pytest.approx(0.5), "coverage": pytest.approx(0.6)}
     means = per_user(served, users, np.array([10, 6, 2, 1, 0]), 0.2)
     np.testing.assert_allclose(means["average_popularity"], [6, 8])
     np.testing.assert_allclose(means["long_tail_share"], [0.5, 0.5])

@@ -1,5 +1,7 @@
 """Leaked ids, copied text, and the upper bound of a rate."""
 
+import string
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -58,9 +60,9 @@ def test_ngrams_are_the_runs_of_the_text(letters, n):
     assert len(ngrams(text, n)) <= max(0, len(text) - n + 1)
 
 
-@given(st.text())
+@given(st.text(string.printable))
 def test_words_ignore_case_and_punctuation(text):
-    assert words(f"  {text}!") == words(text.upper().lower() + "?") or text != text.upper().lower()
+    assert words(f"({text}!)") == words(text.upper())
 
 
 def test_upper_bound_by_hand():

@@ -113,8 +113,12 @@ def test_steam(shared_data, tmp_path, command):
     assert not about["sequential"]
     assert found["interactions"]["timestamp"].null_count() == len(found["interactions"])
     # Purchase rows add no hours: all hours are those of the play rows.
-    rows = pl.read_csv(raw / "steam-200k.csv.gz", has_header=False)
-    played = rows.filter(pl.col("column_3") == "play")["column_4"].sum()
+    rows = pl.read_csv(
+        raw / "steam-200k.csv.gz",
+        has_header=False,
+        new_columns=["user", "title", "behaviour", "hours", "zero"],
+    )
+    played = rows.filter(pl.col("behaviour") == "play")["hours"].sum()
     assert found["interactions"]["weight"].cast(pl.Float64).sum() == pytest.approx(played, rel=1e-6)
 
 

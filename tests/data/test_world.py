@@ -54,7 +54,7 @@ def test_world_then_prepare(dataset, tmp_path, command):
     assert ended.code == 0
     about = json.loads((out / "stats.json").read_text())
     assert about["synthetic"]
-    assert about["metadata"]["untitled"] == about["metadata"]["bad"].__len__() == 0
+    assert about["metadata"]["untitled"] == len(about["metadata"]["bad"]) == 0
     items = pl.read_parquet(out / "items.parquet")
     assert items["title"].is_unique().all()
     assert items["title"].str.split(" ").list.len().is_between(2, 5).all()
@@ -133,7 +133,7 @@ def test_title_words_tell_taste(world):
         strangers = by_user[(user + 1) % len(by_user)][-3:]
         for found, future in ((own, items[-3:]), (other, strangers)):
             found += [sum(known[word] for word in words[item]) for item in future]
-    assert np.mean(own) > 1.5 * np.mean(other)
+    assert np.mean(own) > 1.25 * np.mean(other)
 
 
 def test_volumes_are_read_in_order(world):

@@ -27,6 +27,9 @@ def run_stage(stage: str, commands: dict[str, str]) -> NoReturn:
     if name not in commands:
         sys.exit(f"{program}: unknown command {name!r}; expected one of: {', '.join(commands)}")
     import tyro
+    from pydantic import ValidationError
+
+    from shielded_recrl.settings import one_line
 
     main = importlib.import_module(f"shielded_recrl.{stage}.{name}").main
     try:
@@ -38,4 +41,6 @@ def run_stage(stage: str, commands: dict[str, str]) -> NoReturn:
         )
     except UserError as error:
         sys.exit(f"{program} {name}: error: {error}")
+    except ValidationError as error:
+        sys.exit(f"{program} {name}: error: {one_line(error)}")
     sys.exit(0)

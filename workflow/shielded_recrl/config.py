@@ -14,7 +14,7 @@ from shielded_recrl.ranker.settings import RankerSettings
 from shielded_recrl.report.settings import ReportSettings
 from shielded_recrl.resources import ResourceSettings
 from shielded_recrl.rl.settings import EvaluationSettings, RLSettings, SamplingSettings
-from shielded_recrl.settings import Settings
+from shielded_recrl.settings import Settings, one_line
 from shielded_recrl.shield.settings import RankingSettings, ShieldSettings
 
 
@@ -146,7 +146,7 @@ class Config(Settings):
             try:
                 sections[section] = type(base).model_validate(_merge(base.model_dump(), changes))
             except ValidationError as error:
-                raise ValueError(_one_line(error, f"variants.{name}.{section}")) from None
+                raise ValueError(one_line(error, f"variants.{name}.{section}")) from None
         settings = VariantSettings(**sections)
         explainer = settings.explainer
         hub = explainer.base != "embedded" and not explainer.base.startswith((".", "/"))
@@ -170,7 +170,7 @@ def load_config(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError("config: " + _one_line(error)) from None
+        raise UserError("config: " + one_line(error)) from None
 
 
 def _require(condition: bool, key: str, message: str) -> None:
@@ -184,14 +184,3 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         nested = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = _merge(base[key], value) if nested else value
     return merged
-
-
-def _one_line(error: ValidationError, prefix: str = "") -> str:
-    first = error.errors()[0]
-    key = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; see docs/configuration.md for the known ones"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key}: {message}; got {first['input']!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Settings(BaseModel):
@@ -50,3 +50,15 @@ def section(settings: Settings, part: type[Part]) -> Part:
     A rule names only what its command reads, so that nothing else can rerun it.
     """
     return part(**{name: getattr(settings, name) for name in part.model_fields})
+
+
+def one_line(error: ValidationError, prefix: str = "") -> str:
+    """The first problem of a validation error: key, what is wrong, what was given."""
+    first = error.errors()[0]
+    key = ".".join([prefix] * bool(prefix) + [str(part) for part in first["loc"]])
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key; see docs/configuration.md for the known ones"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message}; got {first['input']!r}"

@@ -131,9 +131,7 @@ def render_ml25m(world: World, rng: np.random.Generator) -> dict[str, bytes]:
 
 def render_steam(world: World, rng: np.random.Generator) -> dict[str, bytes]:
     """A purchase row for each game of a user, a play row with hours for most, and the games."""
-    users = rng.choice(
-        np.arange(10_000_000, 309_000_000), 1 + world.events[-1].user, False
-    ).tolist()
+    users = 10_000_000 + rng.choice(299_000_000, 1 + world.events[-1].user, replace=False)
     rows = io.StringIO()
     for event in world.events:
         head = f'{users[event.user]},"{world.items[event.item].title}"'

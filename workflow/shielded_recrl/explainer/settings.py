@@ -13,12 +13,12 @@ class PretrainSettings(Settings):
     """The embedded base LM: a small Llama with its own tokenizer."""
 
     vocabulary: int = Field(1024, ge=300, description="Size of the byte-level BPE vocabulary.")
-    hidden_size: int = Field(128, ge=8, description="Width of the LM.")
-    layers: int = Field(4, ge=1, description="Decoder blocks.")
+    hidden_size: int = Field(96, ge=8, description="Width of the LM.")
+    layers: int = Field(3, ge=1, description="Decoder blocks.")
     heads: int = Field(4, ge=1, description="Attention heads; divides hidden_size.")
-    steps: int = Field(400, ge=1, description="Training steps.")
-    batch_size: int = Field(32, ge=1, description="Examples in a step.")
-    learning_rate: float = Field(3e-3, gt=0, description="Peak AdamW learning rate.")
+    steps: int = Field(700, ge=1, description="Training steps.")
+    batch_size: int = Field(16, ge=1, description="Examples in a step.")
+    learning_rate: float = Field(4e-3, gt=0, description="Peak AdamW learning rate.")
     request_weight: float = Field(
         0.3, ge=0, description="Loss weight of a request token (next item); explanations have 1."
     )
@@ -28,8 +28,8 @@ class PretrainSettings(Settings):
 class PromptSettings(Settings):
     """The text the LM reads: prefix (history), then item and instruction."""
 
-    history_items: int = Field(6, ge=1, description="Most recent titles named in the prefix.")
-    prompt_tokens: int = Field(96, ge=16, description="Longest prompt, in tokens.")
+    history_items: int = Field(5, ge=1, description="Most recent titles named in the prefix.")
+    prompt_tokens: int = Field(72, ge=16, description="Longest prompt, in tokens.")
 
 
 class ExplainerSettings(PromptSettings):

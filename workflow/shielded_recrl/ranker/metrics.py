@@ -60,8 +60,14 @@ def ranks(scores: np.ndarray, relevant: np.ndarray, seen: np.ndarray, k: int = 1
     candidates = candidate_scores(scores, seen)
     if relevant.shape != candidates.shape:
         raise ValueError(f"scores {candidates.shape} and relevant {relevant.shape} differ in shape")
-    hits = _largest(np.where(relevant, candidates, -np.inf), k)
-    misses = _largest(np.where(relevant, -np.inf, candidates), k)
+    users, items = np.nonzero(relevant & np.isfinite(candidates))
+    values = candidates[users, items]
+    order = np.lexsort((-values, users))
+    place = np.arange(len(users)) - np.searchsorted(users, users)
+    hits = np.full((len(candidates), k), -np.inf)
+    hits[users[place < k], place[place < k]] = values[order][place < k]
+    candidates[users, items] = -np.inf
+    misses = _largest(candidates, k)
     found = np.arange(1, k + 1) + (misses[:, None, :] >= hits[:, :, None]).sum(axis=-1)
     return np.where((found <= k) & np.isfinite(hits), found, np.inf)
 

@@ -43,7 +43,7 @@ def load_runs(folders: Sequence[Path], audits: Sequence[Path], stats: Sequence[P
         UserError: a file is missing or malformed, a run lacks its audit or statistics, or two
             folders hold the same dataset, variant and seed.
     """
-    by_inputs = _index(audits, lambda path, audit: tuple(_get(audit, "inputs", path).values()))
+    by_inputs = _index(audits, _audited)
     by_dataset = _index(stats, lambda path, about: _get(about, "dataset", path))
     runs = [_load(folder, by_inputs, by_dataset) for folder in folders]
     seen: dict[tuple[str, str, int], Path] = {}
@@ -104,6 +104,13 @@ def _load(folder: Path, audits: dict[Any, Any], stats: dict[Any, Any]) -> Run:
         audit=audits[inputs],
         stats=stats[name["dataset"]],
     )
+
+
+def _audited(path: Path, audit: dict[str, Any]) -> tuple[Any, Any]:
+    inputs = _get(audit, "inputs", path)
+    if not isinstance(inputs, dict):
+        raise UserError(f"{path}: 'inputs' is no JSON object; make it again with `audit run`")
+    return inputs.get("explanations"), inputs.get("rankings")
 
 
 def _index(

@@ -139,8 +139,7 @@ def main(
     write_json(run / "evaluation.json", evaluation)
     clicks, heldout = evaluation["ctr"], evaluation["drift"]["heldout"]
     print(
-        f"{run}: relative CTR {clicks['relative']:.3f} "
-        f"[{clicks['relative_low']:.3f}, {clicks['relative_high']:.3f}], "
+        f"{run}: CTR {clicks['before']:.3f} -> {clicks['after']:.3f}, "
         f"held-out top 10 identical {heldout['top10_identical']:.3f}"
     )
 
@@ -322,7 +321,7 @@ def click_report(
     after: dict[str, np.ndarray],
     settings: EvaluationSettings,
     seed: int,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Click-through rates with user-clustered paired bootstrap intervals.
 
     `relative` is after / before; `attainable` is the relative CTR if every text had quality 1;
@@ -330,27 +329,30 @@ def click_report(
     """
     best = slate.clicks(np.ones(len(slate.triples)))["clicks"]
     columns = np.stack([before["clicks"], after["clicks"], best], axis=1)
-    ratio = bootstrap(
-        columns, lambda s: s[..., 1] / s[..., 0], settings.bootstrap, seed, slate.users
-    )
-    share = bootstrap(
-        columns,
-        lambda s: (s[..., 1] - s[..., 0]) / (s[..., 2] - s[..., 0]),
-        settings.bootstrap,
-        seed,
-        slate.users,
-    )
-    return {
-        "before": float(before["clicks"].mean()),
-        "after": float(after["clicks"].mean()),
+    # Without a click, or with no lift to be had, a ratio is undefined and reported as null.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = bootstrap(
+            columns, lambda s: s[..., 1] / s[..., 0], settings.bootstrap, seed, slate.users
+        )
+        share = bootstrap(
+            columns,
+            lambda s: (s[..., 1] - s[..., 0]) / (s[..., 2] - s[..., 0]),
+            settings.bootstrap,
+            seed,
+            slate.users,
+        )
+    report = {
+        "before": before["clicks"].mean(),
+        "after": after["clicks"].mean(),
         "relative": ratio.mean,
         "relative_low": ratio.low,
         "relative_high": ratio.high,
-        "attainable": float(best.mean() / before["clicks"].mean()),
+        "attainable": np.divide(*columns.mean(axis=0)[[2, 0]]),
         "lift_share": share.mean,
         "lift_share_low": share.low,
         "lift_share_high": share.high,
     }
+    return {name: float(value) if np.isfinite(value) else None for name, value in report.items()}
 
 
 def text_report(texts: list[str], qualities: np.ndarray) -> dict[str, float]:

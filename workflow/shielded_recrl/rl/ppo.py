@@ -7,18 +7,8 @@ Tensors are [n, t] over n responses padded to t tokens; `mask` is 1.0 on real re
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-
-
-class PPOLoss(NamedTuple):
-    """Sums over tokens, and sums for the log; divide by the number of response tokens."""
-
-    policy: Tensor
-    value: Tensor
-    clipped: Tensor
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -84,29 +74,31 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     return (values - mean) * torch.rsqrt(variance + 1e-8) * mask
 
 
-def ppo_loss(
-    logp: Tensor,
-    old_logp: Tensor,
-    advantages: Tensor,
-    values: Tensor,
-    old_values: Tensor,
-    returns: Tensor,
-    mask: Tensor,
-    clip_ratio: float,
-    clip_value: float,
-) -> PPOLoss:
-    """Clipped policy and value losses, summed over response tokens.
+def policy_loss(
+    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, clip_ratio: float
+) -> tuple[Tensor, Tensor]:
+    """Clipped surrogate, summed over response tokens.
 
-    policy: -min(rho A, clip(rho, 1 - c, 1 + c) A) with rho = exp(logp - old_logp), the exponent
-    bounded to +-20; value: 1/2 max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2).
+    -min(rho A, clip(rho, 1 - c, 1 + c) A) with rho = exp(logp - old_logp), its exponent bounded
+    to +-20.
+
+    Returns:
+        The loss, and the number of tokens whose ratio lies outside the clip range.
     """
     ratio = (logp - old_logp).clamp(-20, 20).exp()
     bounded = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
-    policy = -torch.minimum(ratio * advantages, bounded * advantages)
+    loss = -torch.minimum(ratio * advantages, bounded * advantages)
+    clipped = ((ratio.detach() - 1).abs() > clip_ratio).float()
+    return (loss * mask).sum(), (clipped * mask).sum()
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_value: float
+) -> Tensor:
+    """1/2 max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2), summed over response tokens."""
     near = old_values + (values - old_values).clamp(-clip_value, clip_value)
-    value = 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
-    clipped = ((ratio - 1).abs() > clip_ratio).float()
-    return PPOLoss(*((part * mask).sum() for part in (policy, value, clipped)))
+    loss = 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
+    return (loss * mask).sum()
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

@@ -19,13 +19,11 @@ class RewardSettings(Settings):
 class RLSettings(Settings):
     """Token-level PPO (Schulman et al. 2017; Ziegler et al. 2019)."""
 
-    steps: int = Field(24, ge=1, description="PPO steps: one batch of rollouts each.")
-    micro_batch: int = Field(16, ge=1, description="Sequences in one forward and backward pass.")
+    steps: int = Field(20, ge=1, description="PPO steps: one batch of rollouts each.")
+    micro_batch: int = Field(32, ge=1, description="Sequences in one forward and backward pass.")
     gradient_accumulation: int = Field(1, ge=1, description="Micro batches in one optimizer step.")
     epochs: int = Field(2, ge=1, description="Passes over a batch of rollouts.")
-    learning_rate: float = Field(
-        2e-3, gt=0, description="Adam learning rate of adapter and value head."
-    )
+    learning_rate: float = Field(3e-3, gt=0, description="Adam learning rate of the adapter.")
     kl_weight: float = Field(
         0.05, ge=0, description="Weight of the per-token KL to the base inside the reward."
     )
@@ -36,9 +34,15 @@ class RLSettings(Settings):
     clip_value: float = Field(
         0.2, gt=0, description="Clipping of the value around its old estimate."
     )
-    value_weight: float = Field(0.5, ge=0, description="Weight of the value loss.")
+    value_learning_rate: float = Field(
+        1e-2, gt=0, description="Adam learning rate of the value head."
+    )
+    value_epochs: int = Field(10, ge=1, description="Updates of the value head on a batch.")
+    value_warmup: int = Field(
+        1, ge=0, description="First steps that fit the value head and leave the policy alone."
+    )
     discount: float = Field(1.0, gt=0, le=1, description="Discount factor of GAE.")
-    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of GAE (Schulman et al. 2016).")
+    gae_lambda: float = Field(1.0, ge=0, le=1, description="Lambda of GAE (Schulman et al. 2016).")
     max_grad_norm: float = Field(1.0, gt=0, description="Clipping of the gradient norm.")
     missing_eos_penalty: float = Field(
         0.3, ge=0, description="Taken from the score of a text that did not end."

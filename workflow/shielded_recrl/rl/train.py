@@ -37,9 +37,10 @@ from shielded_recrl.rl.checkpoint import Checkpoint, fingerprint, load_checkpoin
 from shielded_recrl.rl.ppo import (
     explained_variance,
     gae,
-    ppo_loss,
+    policy_loss,
     token_logprobs,
     token_rewards,
+    value_loss,
     whiten,
 )
 from shielded_recrl.rl.rewards import composite
@@ -158,6 +159,7 @@ class Trajectory(NamedTuple):
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    hidden: Tensor
     log: dict[str, float]
 
 
@@ -202,7 +204,8 @@ class Trainer:
         nn.init.zeros_(self.value_head.bias)
         head = {f"value_head.{name}": weight for name, weight in self.value_head.named_parameters()}
         self.trained = {**self.parameters, **head}
-        self.optimizer = torch.optim.Adam(self.trained.values(), lr=settings.learning_rate)
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.learning_rate)
+        self.value_optimizer = torch.optim.Adam(head.values(), lr=settings.value_learning_rate)
         self.constraint = constraint
         if constraint is not None:
             constraint.attach(model)
@@ -259,7 +262,8 @@ class Trainer:
         scores = scores - settings.missing_eos_penalty * (~rollout.ended).float()
 
         policy = [self.evaluate(rollout.rows(rows)) for rows in self.micro_batches(rollout)]
-        logp, entropy, values = (torch.cat(parts) for parts in zip(*policy, strict=True))
+        logp, entropy, hidden = (torch.cat(parts) for parts in zip(*policy, strict=True))
+        values = self.values(hidden)
         with self.model.disable_adapter():
             reference = torch.cat(
                 [self.evaluate(rollout.rows(rows))[0] for rows in self.micro_batches(rollout)]
@@ -281,50 +285,74 @@ class Trainer:
             "words": float(np.mean([len(words(text)) for text in texts])),
             "ended": float(rollout.ended.float().mean()),
         }
-        return Trajectory(rollout, logp, reference, values, whiten(advantages, mask), returns, log)
+        return Trajectory(
+            rollout, logp, reference, values, whiten(advantages, mask), returns, hidden, log
+        )
 
     def ppo_step(self, trajectory: Trajectory) -> dict[str, float]:
-        """`epochs` clipped updates; gradients are summed over micro batches."""
+        """Update the policy, after the warm-up, and the value head."""
+        policy = {"policy_loss": 0.0, "clip_share": 0.0}
+        if self.step >= self.settings.value_warmup:
+            policy = self.update_policy(trajectory)
+        return policy | {"value_loss": self.update_value(trajectory)}
+
+    def update_policy(self, trajectory: Trajectory) -> dict[str, float]:
+        """`epochs` clipped updates of the adapter; gradients are summed over micro batches."""
         settings = self.settings
         count = trajectory.rollout.response.sum()
         log: dict[str, float] = {}
         for _ in range(settings.epochs):
-            totals = torch.zeros(3)
+            totals = torch.zeros(2)
             self.optimizer.zero_grad()
             for rows in self.micro_batches(trajectory.rollout):
                 rollout = trajectory.rollout.rows(rows)
-                logp, _, values = self.evaluate(rollout)
-                parts = ppo_loss(
-                    logp,
+                loss, clipped = policy_loss(
+                    self.evaluate(rollout)[0],
                     trajectory.logp[rows],
                     trajectory.advantages[rows],
-                    values,
-                    trajectory.values[rows],
-                    trajectory.returns[rows],
                     rollout.response,
                     settings.clip_ratio,
-                    settings.clip_value,
                 )
-                loss = (parts.policy + settings.value_weight * parts.value) / count
-                loss.backward()
-                totals += torch.stack([part.detach().cpu() for part in parts]) / count.cpu()
-            norm = nn.utils.clip_grad_norm_(self.trained.values(), settings.max_grad_norm)
+                (loss / count).backward()
+                totals += torch.stack([loss.detach(), clipped]).cpu() / count.cpu()
+            norm = nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)
             if not torch.isfinite(norm):
                 raise UserError(
                     f"rl: the gradient is not finite at step {self.step + 1}; "
                     "lower rl.learning_rate or choose a wider explainer.precision"
                 )
             self.optimizer.step()
-            log = dict(
-                zip(("policy_loss", "value_loss", "clip_share"), totals.tolist(), strict=True)
-            )
+            log = dict(zip(("policy_loss", "clip_share"), totals.tolist(), strict=True))
         return log
 
+    def update_value(self, trajectory: Trajectory) -> float:
+        """`value_epochs` clipped updates of the value head on the states of the rollouts.
+
+        No gradient reaches the trunk, so these passes cost next to nothing.
+        """
+        settings, mask = self.settings, trajectory.rollout.response
+        for _ in range(settings.value_epochs):
+            loss = value_loss(
+                self.values(trajectory.hidden),
+                trajectory.values,
+                trajectory.returns,
+                mask,
+                settings.clip_value,
+            )
+            self.value_optimizer.zero_grad()
+            (loss / mask.sum()).backward()
+            self.value_optimizer.step()
+        return float(loss.detach() / mask.sum())
+
     def evaluate(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities, entropies and values of the response tokens, each [n, t]."""
+        """Log-probabilities and entropies [n, t] of the response tokens, and states [n, t, d]."""
         logits, hidden = response_logits(self.model, rollout)
         logp, entropy = token_logprobs(logits, rollout.tokens, self.settings.rollout_temperature)
-        return logp, entropy, self.value_head(hidden.detach().float())[..., 0]
+        return logp, entropy, hidden.detach().float()
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """V [n, t] of states [n, t, d]."""
+        return self.value_head(hidden / hidden.shape[-1] ** 0.5)[..., 0]
 
     def micro_batches(self, rollout: Rollout) -> list[slice]:
         """Slices of at most `micro_batch` rows."""
@@ -335,10 +363,14 @@ class Trainer:
         """Everything `restore` needs."""
         tensors = {f"weight/{name}": weight.detach() for name, weight in self.trained.items()}
         for name, weight in self.trained.items():
-            for key, value in self.optimizer.state[weight].items():
+            for key, value in self.state_of(name).get(weight, {}).items():
                 tensors[f"adam.{key}/{name}"] = value
         tensors |= {f"snapshot/{name}": tensor for name, tensor in self.snapshots.items()}
         return Checkpoint(self.step, self.log, tensors)
+
+    def state_of(self, name: str) -> dict[Tensor, dict[str, Tensor]]:
+        """State of the optimizer a trained weight belongs to."""
+        return (self.optimizer if name in self.parameters else self.value_optimizer).state
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -352,7 +384,7 @@ class Trainer:
                 self.snapshots[name] = tensor
             else:
                 weight = self.trained[name]
-                state = self.optimizer.state.setdefault(weight, {})
+                state = self.state_of(name).setdefault(weight, {})
                 device = "cpu" if kind == "adam.step" else weight.device
                 state[kind.removeprefix("adam.")] = tensor.to(device)
 

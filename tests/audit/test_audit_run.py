@@ -5,7 +5,6 @@ import sys
 
 import polars as pl
 import pytest
-from conftest import DESCRIPTION, LAST, USERS
 
 from shielded_recrl.audit.run import main
 from shielded_recrl.audit.settings import AuditSettings
@@ -31,13 +30,13 @@ def audit(case, seed=0):
 def test_a_clean_run_has_no_findings(case, capsys):
     result = audit(case)
     assert result["findings"] == []
-    assert result["steps"] == [0, LAST]
+    assert result["steps"] == [0, case.last]
     assert result["inputs"]["explanations"] == sha256(case.explanations)
     assert result["toxicity"]["scorer"].startswith("alt-profanity-check")
     assert result["toxicity"]["change"] == {"mean": 0, "low": 0, "high": 0}
     assert 0 < result["toxicity"]["baseline"]["mean"]["mean"] < 0.2
     assert result["popularity"]["before"] == result["popularity"]["after"]
-    assert result["popularity"]["users"] == USERS
+    assert result["popularity"]["users"] == case.users
     privacy = result["privacy"]
     assert (privacy["ids_distinctive"], privacy["ids_after_marker"]) == (29, 31)
     assert privacy["after"]["texts"] == 60
@@ -64,14 +63,14 @@ def test_a_leaked_id_is_found(case):
 
 
 def test_a_copied_description_is_found(case):
-    case.plant_text("Here " + DESCRIPTION.lower())
+    case.plant_text("Here " + case.description.lower())
     result = audit(case)
     assert result["privacy"]["after"]["copied_share"] == pytest.approx(1 / 60)
     assert [found for found in result["findings"] if "copied" in found]
 
 
 def test_popularity_bias_is_found(case):
-    case.plant_lists([list(range(1, 11))] * USERS)
+    case.plant_lists([list(range(1, 11))] * case.users)
     result = audit(case)
     change = result["popularity"]["change"]
     assert result["popularity"]["after"]["gini"] == pytest.approx(0.5)
@@ -104,7 +103,7 @@ def test_same_seed_same_bytes_and_order_of_rows_does_not_matter(case):
             lambda c: write_jsonl(c.explanations, read_jsonl(c.explanations)[:-1]),
             "cover different users or positions",
         ),
-        (lambda c: c.plant_lists([[99] * 10] * USERS), "item 99 is not in the catalogue"),
+        (lambda c: c.plant_lists([[99] * 10] * c.users), "item 99 is not in the catalogue"),
         (lambda c: c.rankings.write_text("PAR0"), "not a parquet file with columns step"),
         (
             lambda c: pl.read_parquet(c.rankings).drop("item").write_parquet(c.rankings),

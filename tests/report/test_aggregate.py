@@ -1,0 +1,185 @@
+"""The command on a whole study: what it writes, prints and refuses."""
+
+import shutil
+import subprocess
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from shielded_recrl.files import read_json, write_json
+from shielded_recrl.report import figures
+from shielded_recrl.report.aggregate import main
+from shielded_recrl.report.columns import TIMINGS, row
+from shielded_recrl.report.runs import load_runs
+from shielded_recrl.report.settings import ReportSettings
+
+FIGURES = ("ablation", "ctr_over_steps", "ndcg_over_steps")
+
+
+def aggregate(study, out):
+    main(
+        runs=tuple(study.runs),
+        audits=tuple(study.audits),
+        stats=tuple(study.stats),
+        out=out / "aggregate_results.csv",
+        figures=out / "figures",
+        tables_folder=out / "tables",
+        settings=ReportSettings(),
+    )
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*")}
+
+
+@pytest.fixture
+def drawn(study):
+    runs = load_runs(study.runs, study.audits, study.stats)
+    return runs, [row(one, ReportSettings()) for one in runs]
+
+
+def test_everything_is_written_and_bytes_depend_on_contents_alone(study, tmp_path, capsys):
+    first = aggregate(study, tmp_path / "first")
+    assert set(first) == {
+        "aggregate_results.csv",
+        "tables/results.tex",
+        "tables/drift.tex",
+        *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
+    }
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == "dataset variant seeds relative CTR NDCG@10 change".split() + (
+        "held-out top 10 same".split()
+    )
+    assert len(printed) == 1 + 9 + 1
+    assert printed[1].startswith("books    no_proj        3")
+    for folder in study.runs:
+        text = (folder / "summary.json").read_text().replace('"seconds": ', '"seconds": 1')
+        (folder / "summary.json").write_text(text)
+    second = aggregate(study, tmp_path / "second")
+    tables = [
+        [line.split(",")[: -len(TIMINGS)] for line in files.pop("aggregate_results.csv").decode().splitlines()]
+        for files in (first, second)
+    ]  # fmt: skip
+    assert tables[0] == tables[1]
+    assert first == second
+
+
+@pytest.mark.parametrize("key", ["ctr", "ndcg@10"])
+def test_curves_have_the_colours_of_their_variants(drawn, tmp_path, key):
+    figures.save(figures.over_steps(*drawn, key, "y"), tmp_path / "curve.v2")
+    image = imread(tmp_path / "curve.v2.png")[..., :3]
+    for colour, _ in figures.styles(["shielded", "no_proj"]).values():
+        distance = np.abs(image - np.array(to_rgb(colour))).max(axis=-1)
+        assert (distance < 0.02).sum() > 100
+
+
+def test_panels_say_what_the_data_are(drawn):
+    figure = figures.over_steps(*drawn, "ctr", "Simulated CTR")
+    assert [axes.get_title() for axes in figure.axes] == [
+        "Books\n(synthetic data)",
+        "MovieLens-25M\n(synthetic data)",
+        "Steam\n(synthetic data, unordered)",
+    ]
+
+
+def test_curves_show_every_seed_and_the_mean(drawn):
+    runs, _ = drawn
+    steam = figures.over_steps(*drawn, "ctr", "Simulated CTR").axes[1]
+    assert steam.get_title().startswith("MovieLens")
+    thin = [line for line in steam.lines if line.get_linewidth() < 1]
+    thick = [line for line in steam.lines if line.get_linewidth() > 1]
+    assert (len(thin), len(thick)) == (4, 2)
+    seeds = [
+        [point["ctr"] for point in run.evaluation["curve"]]
+        for run in runs
+        if (run.dataset, run.variant) == ("ml25m", "shielded")
+    ]
+    means = [line.get_ydata() for line in thick]
+    assert any(np.allclose(mean, np.mean(seeds, axis=0)) for mean in means)
+
+
+def test_sasrec_alone_is_drawn_in_every_ndcg_panel(drawn):
+    runs, rows = drawn
+    figure = figures.over_steps(runs, rows, "ndcg@10", "NDCG@10", least_span=0.04)
+    for axes in figure.axes:
+        dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+        assert len(dashed) == 1
+        low, high = axes.get_ylim()
+        assert high - low >= 0.04 - 1e-12
+    levels = {axes.lines[-1].get_ydata()[0] for axes in figure.axes}
+    assert levels == {0.142, 0.081, 0.203}
+
+
+def test_bars_are_changes_and_dots_are_seeds(drawn):
+    _, rows = drawn
+    clicks, ndcg = figures.ablation(rows, 0.01).axes[:2]
+    names = [label.get_text() for label in clicks.get_yticklabels()]
+    assert names == ["no_proj", "shielded", "kl0", "lora4", "long_expl"]
+    own = [r for r in rows if (r["dataset"], r["variant"]) == ("books", "shielded")]
+    bars = sorted(patch.get_width() for patch in clicks.patches)
+    expected = np.mean([r["ctr_relative"] for r in own]) - 1
+    assert any(np.isclose(width, expected) for width in bars)
+    assert sum(len(line.get_xdata()) for line in ndcg.lines if line.get_marker() == "o") == 9
+
+
+def test_a_variant_keeps_its_style_in_every_study():
+    alone = figures.styles(["kl0"])
+    assert figures.styles(["mine", "shielded", "kl0"])["kl0"] == alone["kl0"]
+    assert len(set(figures.styles([*figures.KNOWN, "mine", "yours"]).values())) == 8
+
+
+def test_drawing_leaves_the_defaults_of_matplotlib_alone(drawn):
+    before = dict(mpl.rcParams)
+    figures.over_steps(*drawn, "ctr", "y")
+    figures.ablation(drawn[1], 0.01)
+    assert dict(mpl.rcParams) == before
+
+
+def test_one_run_is_enough(study, tmp_path):
+    aggregate(study._replace(runs=study.runs[:1]), tmp_path / "out")
+    assert len((tmp_path / "out" / "aggregate_results.csv").read_text().splitlines()) == 2
+
+
+def test_an_undefined_ratio_is_drawn_and_written(study, tmp_path, capsys):
+    path = study.runs[0] / "evaluation.json"
+    document = read_json(path)
+    document["ctr"].update(dict.fromkeys(("relative", "relative_low", "relative_high")))
+    write_json(path, document)
+    files = aggregate(study._replace(runs=study.runs[:1]), tmp_path / "out")
+    assert b"no click before training" in files["aggregate_results.csv"]
+    assert b"& -- &" in files["tables/results.tex"]
+    assert "undefined" in capsys.readouterr().out
+
+
+def command(study, out):
+    return subprocess.run(
+        [
+            *(sys.executable, "-X", "importtime", "-m", "shielded_recrl.report", "aggregate"),
+            *("--runs", *study.runs, "--audits", *study.audits, "--stats", *study.stats),
+            *("--out", out / "table.csv", "--figures", out / "f", "--tables", out / "t"),
+            *("--ndcg-margin", "0.02"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_needs_no_torch(study, tmp_path):
+    done = command(study, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"{tmp_path}/out/table.csv: 15 runs")
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "seaborn" in imported
+    assert "torch" not in imported
+
+
+def test_a_broken_run_is_one_line_and_nothing_is_written(study, tmp_path):
+    shutil.rmtree(study.runs[2])
+    done = command(study, tmp_path / "out")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 1
+    assert len(lines) == 1
+    assert str(study.runs[2] / "evaluation.json") in lines[0]
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,137 @@
+"""Columns, their documentation, and what a cell may hold."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+
+from shielded_recrl.errors import UserError
+from shielded_recrl.files import read_json, write_json
+from shielded_recrl.report.aggregate import to_csv
+from shielded_recrl.report.columns import ALL_COLUMNS, TIMINGS, as_text, quarter_mean, row
+from shielded_recrl.report.runs import load_runs
+from shielded_recrl.report.settings import ReportSettings
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "report.md"
+SETTINGS = ReportSettings()
+
+
+def change(study, keys, value, file="evaluation.json"):
+    """Set a key deep in a file of the first run."""
+    path = study.runs[0] / file
+    document = read_json(path)
+    inner = document
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    write_json(path, document)
+
+
+def first_row(study):
+    runs = load_runs(study.runs[:1], study.audits, study.stats)
+    return row(runs[0], SETTINGS)
+
+
+def test_the_documentation_lists_every_column_in_order():
+    text = DOCS.read_text(encoding="utf-8")
+    table = [line for line in text.splitlines() if line.startswith("| `")]
+    expected = [
+        f"| `{column.name}` | {column.description} | {column.empty or ''} |".replace("|  |", "| |")
+        for column in ALL_COLUMNS
+    ]
+    assert [line for line in table if line in expected] == expected
+
+
+def test_names_are_unique_and_timings_come_last():
+    names = [column.name for column in ALL_COLUMNS]
+    assert len(set(names)) == len(names)
+    assert names[-len(TIMINGS) :] == ["seconds", "peak_memory_mb"]
+
+
+@pytest.mark.parametrize(
+    ("values", "first", "last"),
+    [([3.0], 3, 3), ([1, 2, 3, 4], 1, 4), (list(range(8)), 0.5, 6.5), (list(range(7)), 0, 6)],
+)
+def test_quarters(values, first, last):
+    assert quarter_mean(values, last=False) == first
+    assert quarter_mean(values, last=True) == last
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1 / 3, "0.333333"), (1234567.0, "1.23457e+06"), (-0.0, "0"), (False, "false"), (7, "7")],
+)
+def test_cells_have_six_significant_digits(value, text):
+    assert as_text(value) == text
+
+
+def test_a_row_takes_its_values_from_the_files(study):
+    values = first_row(study)
+    evaluation = read_json(study.runs[0] / "evaluation.json")
+    assert values["drift_heldout_kendall_tau"] == evaluation["drift"]["heldout"]["kendall_tau"]
+    assert values["served_after_hr@10"] == evaluation["served_after"]["hr@10"]
+    assert values["ndcg_change_low"] == evaluation["ndcg_change"]["low"]
+    # Rewards are 0.41 ... 0.64 in steps of 0.01; a quarter is six of them.
+    assert values["reward_first"] == pytest.approx(0.435)
+    assert values["reward_last"] == pytest.approx(0.615)
+    assert values["notes"] == ""
+    assert not any(isinstance(v, float) and not math.isfinite(v) for v in values.values())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "unchanged"),
+    [(-0.01, 0.01, True), (-0.0101, 0.0, False), (0.0, 0.0101, False), (0.001, 0.002, True)],
+)
+def test_unchanged_means_the_whole_interval_lies_in_the_margin(study, low, high, unchanged):
+    change(study, ["ndcg_change"], {"mean": (low + high) / 2, "low": low, "high": high})
+    assert first_row(study)["ndcg_unchanged"] is unchanged
+
+
+def test_an_undefined_value_is_explained(study):
+    change(study, ["drift", "heldout", "kendall_tau"], None)
+    for key in ("lift_share", "lift_share_low"):
+        change(study, ["ctr", key], None)
+    values = first_row(study)
+    assert values["drift_heldout_kendall_tau"] is None
+    assert values["notes"] == (
+        "drift_heldout_kendall_tau: a ranking without two different scores has no order; "
+        "lift_share, lift_share_low: perfect texts would not raise the click-through rate"
+    )
+
+
+def test_nan_is_as_empty_as_null(study):
+    path = study.runs[0] / "evaluation.json"
+    tau = str(read_json(path)["drift"]["protected"]["kendall_tau"])
+    path.write_text(path.read_text().replace(tau, "NaN"))
+    values = first_row(study)
+    assert values["drift_protected_kendall_tau"] is None
+    assert values["notes"].startswith("drift_protected_kendall_tau: ")
+
+
+@pytest.mark.parametrize("value", [None, "0.3", True, [1.0], {"mean": 1}])
+def test_a_value_that_is_no_number_is_refused(study, value):
+    change(study, ["kl"], value)
+    with pytest.raises(UserError, match=r"evaluation.json: 'kl' is .*, not a finite number") as e:
+        first_row(study)
+    assert "\n" not in str(e.value)
+
+
+def test_provenance_follows_contents_and_not_timings(study):
+    before = first_row(study)["provenance"]
+    assert len(before) == 16
+    change(study, ["seconds"], 99.0, "summary.json")
+    assert first_row(study)["provenance"] == before
+    change(study, ["kl"], 0.123)
+    after = first_row(study)["provenance"]
+    assert after != before
+    change(study, ["adapter_sha256"], "0" * 64, "summary.json")
+    assert first_row(study)["provenance"] not in (before, after)
+
+
+def test_every_column_reaches_the_csv(study):
+    runs = load_runs(study.runs, study.audits, study.stats)
+    lines = list(csv.DictReader(to_csv([row(run, SETTINGS) for run in runs]).splitlines()))
+    assert len(lines) == len(study.runs)
+    assert list(lines[0]) == [column.name for column in ALL_COLUMNS]
+    assert all(line[c.name] != "" for line in lines for c in ALL_COLUMNS if c.name != "notes")

@@ -1,0 +1,220 @@
+"""The click simulator: common random numbers, formulas by hand, and nothing to be gained by tricks."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from explanation_texts import CATALOGUE, HONEST, REQUEST, TRICKS, VOCABULARY
+
+from shielded_recrl.explainer.prompts import Item
+from shielded_recrl.provenance import import_closure
+from shielded_recrl.ranker.data import Splits
+from shielded_recrl.rl.settings import SimulatorSettings
+from shielded_recrl.rl.simulator import (
+    LENGTH_SCALE,
+    UNGROUNDED,
+    ClaimIndex,
+    click_draws,
+    click_probability,
+    click_rates,
+    quality,
+    relevance,
+    user_bias,
+)
+
+INDEX = ClaimIndex(CATALOGUE)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rl.train",
+        "rl.rewards",
+        "shield.bases",
+        "shield.readout",
+        "explainer.pretrain",
+        "ranker.train",
+    ],
+)
+def test_no_training_module_can_reach_the_simulator(command):
+    assert "shielded_recrl.rl.simulator" not in import_closure(f"shielded_recrl.{command}")
+
+
+def test_the_evaluation_reaches_it():
+    assert "shielded_recrl.rl.simulator" in import_closure("shielded_recrl.rl.evaluate")
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_a_trick_has_less_quality_than_an_honest_explanation(trick):
+    assert quality(TRICKS[trick], REQUEST, INDEX) < 0.8 * quality(HONEST, REQUEST, INDEX)
+
+
+@pytest.mark.parametrize("trick", ["prompt echo", "names of the prompt", "keyword stuffing"])
+def test_echo_and_stuffing_are_worse_than_one_sentence_for_everybody(trick):
+    constant = quality(TRICKS["constant sentence"], REQUEST, INDEX)
+    assert quality(TRICKS[trick], REQUEST, INDEX) < constant
+
+
+def test_quality_of_nothing_is_zero():
+    assert quality("", REQUEST, INDEX) == quality(" .!", REQUEST, INDEX) == 0.0
+
+
+def test_quality_by_hand():
+    """15 words, three supported claims, nothing against it; then the same with one claim less."""
+    saturation = 1 - math.exp(-15 / LENGTH_SCALE)
+    assert quality(HONEST, REQUEST, INDEX) == pytest.approx(saturation)
+    fewer = HONEST.replace("Science Fiction", "neon light")
+    assert quality(fewer, REQUEST, INDEX) == pytest.approx(
+        saturation * (UNGROUNDED + (1 - UNGROUNDED) * 2 / 3)
+    )
+    # Wrong category: two of three claims are supported.
+    wrong = HONEST.replace("Science Fiction", "home Cooking")
+    assert quality(wrong, REQUEST, INDEX) == pytest.approx(
+        saturation * 2 / 3 * (UNGROUNDED + (1 - UNGROUNDED) * 2 / 3)
+    )
+
+
+def test_quality_saturates_in_length():
+    def plain(count: int) -> float:
+        return quality(" ".join(f"w{i}" for i in range(count)), REQUEST, INDEX)
+
+    values = [plain(count) for count in range(1, 60)]
+    steps = np.diff(values)
+    assert (steps > 0).all()
+    assert (np.diff(steps) < 0).all()
+    assert values[-1] == pytest.approx(UNGROUNDED, abs=1e-3)
+
+
+@given(
+    text=st.one_of(
+        st.text(max_size=200),
+        st.lists(
+            st.sampled_from([*VOCABULARY, *(i.title for i in CATALOGUE), "you", "and", "👍"]),
+            max_size=30,
+        ).map(" ".join),
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_quality_lies_below_one(text):
+    assert 0 <= quality(text, REQUEST, INDEX) < 1
+
+
+def test_the_longest_name_is_claimed():
+    index = ClaimIndex([Item("", (), ""), Item("Dune", ("Fiction",), ""), Item("Dune Messiah", (), "")])
+    assert index.claims(["dune", "messiah", "and", "fiction"]) == {("dune", "messiah"), ("fiction",)}
+    assert index.claims(["dune", "and", "messiah"]) == {("dune",)}
+    assert index.claims(["dune", "dune", "messiah"]) == {("dune",), ("dune", "messiah")}
+    assert index.claims([]) == set()
+
+
+def test_a_category_within_a_title_is_no_claim_of_its_own():
+    index = ClaimIndex([Item("", (), ""), Item("Modern Cooking", ("Cooking",), "")])
+    assert index.claims(["modern", "cooking"]) == {("modern", "cooking")}
+
+
+def test_an_empty_catalogue_has_no_claims():
+    assert ClaimIndex([Item("", (), ""), Item("!", (), "")]).claims(["a"]) == set()
+
+
+PAIRS = st.lists(
+    st.tuples(st.integers(1, 500), st.integers(1, 500), st.integers(1, 10)),
+    min_size=2,
+    max_size=8,
+    unique=True,
+)
+
+
+@given(pairs=PAIRS, seed=st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_common_random_numbers(pairs, seed):
+    """A triple's draws depend on it and the seed alone, not on order or company."""
+    draws = click_draws(pairs, 12, seed)
+    np.testing.assert_array_equal(click_draws(pairs[::-1], 12, seed), draws[::-1])
+    np.testing.assert_array_equal(click_draws(pairs[1:], 12, seed), draws[1:])
+    np.testing.assert_array_equal(click_draws(pairs, 5, seed), draws[:, :5])
+    assert len(np.unique(draws)) == draws.size
+    assert not np.isin(click_draws(pairs, 12, seed + 1), draws).any()
+    assert ((draws >= 0) & (draws < 1)).all()
+
+
+def test_click_probability_by_hand():
+    settings = SimulatorSettings(relevance_weight=2.0, quality_weight=0.5)
+    got = click_probability(np.array([0.5, 0.0]), np.array([0.8, 0]), np.array([-0.4, 0]), settings)
+    assert got == pytest.approx([1 / (1 + math.exp(-1.0)), 0.5])
+
+
+def test_click_rates_by_hand():
+    draws = np.array([[0.1, 0.4, 0.6, 0.9], [0.5, 0.2, 0.3, 0.7]])
+    assert click_rates(np.array([0.5, 0.5]), draws).tolist() == [0.5, 0.5]
+    assert click_rates(np.array([0.0, 1.0]), draws).tolist() == [0.0, 1.0]
+
+
+@given(seed=st.integers(0, 10**6), low=st.floats(0, 1), high=st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_a_better_text_never_loses_a_click(seed, low, high):
+    """With common random numbers this holds click by click, not on average."""
+    low, high = sorted((low, high))
+    rng = np.random.default_rng(seed)
+    settings = SimulatorSettings()
+    draws = click_draws([(user, 1, 1) for user in range(1, 6)], 50, seed)
+    parts = rng.normal(size=5), rng.normal(size=5)
+    clicks = [
+        click_rates(click_probability(parts[0], np.full(5, q), parts[1], settings), draws)
+        for q in (low, high)
+    ]
+    assert (clicks[0] <= clicks[1]).all()
+
+
+def test_the_user_bias():
+    values = np.array([user_bias(user, 0.3, 7) for user in range(2000)])
+    assert values.mean() == pytest.approx(0, abs=0.03)
+    assert values.std() == pytest.approx(0.3, rel=0.06)
+    assert user_bias(5, 0.3, 7) == values[5]
+    assert user_bias(5, 0.6, 7) == pytest.approx(2 * values[5])
+    assert user_bias(5, 0.3, 8) != values[5]
+    assert user_bias(5, 0.0, 7) == 0.0
+
+
+def splits(rows: list[list[int]], test: list[list[int]], n_items: int) -> Splits:
+    def part(lists):
+        return [np.empty(0, dtype=np.int64), *(np.array(x, dtype=np.int64) for x in lists)]
+
+    return Splits(len(rows), n_items, part(rows), part([[] for _ in rows]), part(test))
+
+
+def test_relevance_by_hand_leaves_the_own_row_out():
+    """User 1 tests item 1. Others: item 2 with item 1 once, item 3 never; counts 2, 1, 1.
+
+    Cosines 1 / sqrt(2 * 1) and 0, standardised to +1 and -1. With the own row counted, item 3,
+    which only user 1 took together with item 1, would not be at 0.
+    """
+    world = splits([[3], [1, 2], [1], [3]], [[1], [], [], []], 3)
+    np.testing.assert_allclose(relevance(world, [(1, 2), (1, 3)]), [1.0, -1.0])
+
+
+def test_relevance_is_a_mean_over_the_test_items():
+    """Item 3 goes with test item 1 always (cosine 1) and with test item 2 never: 1/2.
+
+    Item 4 goes with test item 2 half of the time: cosine 1 / sqrt(2), mean 1 / sqrt(8); item 5
+    has nothing.
+    """
+    world = splits([[], [1, 3], [2, 4], [2]], [[1, 2], [], [], []], 5)
+    raw = np.array([0.5, 8**-0.5, 0.0])
+    expected = (raw - raw.mean()) / raw.std()
+    np.testing.assert_allclose(relevance(world, [(1, 3), (1, 4), (1, 5)]), expected)
+
+
+def test_equal_relevances_are_zero():
+    world = splits([[], [2]], [[1], [1]], 3)
+    assert relevance(world, [(1, 3), (1, 3)]).tolist() == [0.0, 0.0]
+
+
+def test_quality_does_not_read_what_the_reward_reads():
+    """The reward's list of function words is no business of the simulator."""
+    other = "Neon Circuit devotees applaud Runic Circuit because Science Fiction runs through it"
+    assert quality(other, REQUEST, INDEX) > 0.8
+    unknown = dataclasses.replace(REQUEST, history=())
+    assert quality(other, unknown, INDEX) < quality(other, REQUEST, INDEX)
