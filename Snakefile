@@ -32,7 +32,7 @@ wildcard_constraints:
 
 rule all:
     default_target: True
-    message:
-        "Table, figures and LaTeX tables are up to date"
     input:
         "results/aggregate_results.csv",
+    message:
+        "Table, figures and LaTeX tables are up to date"

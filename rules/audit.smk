@@ -13,15 +13,15 @@ rule audit_policy:
         "results/logs/audit/{dataset}/{variant}/seed-{seed}.log",
     benchmark:
         "results/benchmarks/audit/{dataset}/{variant}/seed-{seed}.tsv"
-    params:
-        settings=flags(STUDY.audit),
-        seed=STUDY.seed,
-        code=code_digest("shielded_recrl.audit.run"),
+    conda:
+        "../envs/audit.yaml"
     threads: 1
     resources:
         mem_mb=800,
-    conda:
-        "../envs/audit.yaml"
+    params:
+        settings=flags(CONFIG.audit),
+        seed=CONFIG.seed,
+        code=code_digest("shielded_recrl.audit.run"),
     message:
         "Audit {wildcards.variant} on {wildcards.dataset}, seed {wildcards.seed}"
     shell:

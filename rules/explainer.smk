@@ -5,30 +5,31 @@
 rule pretrain:
     input:
         SPLITS,
-        templates=[*TEMPLATE_FILES, f"{TEMPLATES}/explanations.yaml"],
+        templates=[*PROMPT_FILES, "resources/prompts/explanations.yaml"],
     output:
         directory("results/explainer/{dataset}/embedded/model"),
     log:
         "results/logs/explainer/{dataset}/pretrain.log",
     benchmark:
         "results/benchmarks/explainer/{dataset}/pretrain.tsv"
-    params:
-        settings=flags(STUDY.explainer.pretrain),
-        prompt=flags(section(STUDY.explainer, PromptSettings)),
-        explanation=STUDY.explainer.explanation_tokens,
-        seed=STUDY.seed,
-        code=code_digest("shielded_recrl.explainer.pretrain"),
+    conda:
+        "../envs/explainer.yaml"
     threads: LM_THREADS
     resources:
         mem_mb=LM_MEM_MB,
         gpu=LM_GPU,
-    conda:
-        "../envs/explainer.yaml"
+    params:
+        settings=flags(CONFIG.explainer.pretrain),
+        prompt=flags(section(CONFIG.explainer, PromptSettings)),
+        explanation=CONFIG.explainer.explanation_tokens,
+        seed=CONFIG.seed,
+        templates=lambda w, input: os.path.dirname(input.templates[0]),
+        code=code_digest("shielded_recrl.explainer.pretrain"),
     message:
         "Train the embedded base LM of {wildcards.dataset}"
     shell:
         "python -m shielded_recrl.explainer pretrain --data results/data/{wildcards.dataset} "
-        "--templates {TEMPLATES} --out {output} --seed {params.seed} {params.settings} "
+        "--templates {params.templates} --out {output} --seed {params.seed} {params.settings} "
         "{params.prompt} --explanation-tokens {params.explanation} 2>&1 | tee {log}"
 
 
@@ -39,17 +40,15 @@ rule fetch:
         "results/logs/explainer/fetch/{repository}.log",
     benchmark:
         "results/benchmarks/explainer/fetch/{repository}.tsv"
-    params:
-        hub=lambda w: w.repository.replace("--", "/"),
-        revision=lambda w: {e.base.replace("/", "--"): e.revision for e in BASES.values()}[
-            w.repository
-        ],
     retries: 2
+    conda:
+        "../envs/explainer.yaml"
     threads: 1
     resources:
         mem_mb=1000,
-    conda:
-        "../envs/explainer.yaml"
+    params:
+        hub=lambda w: w.repository.replace("--", "/"),
+        revision=lambda w: STUDY.revisions()[w.repository],
     message:
         "Download {params.hub} at {params.revision}"
     shell:
@@ -59,23 +58,23 @@ rule fetch:
 
 rule init_lora:
     input:
-        base=base_input,
+        base=lambda w: STUDY.base_inputs(w.dataset, w.base),
     output:
         directory("results/explainer/{dataset}/{base}/lora-r{rank}-a{alpha}"),
     log:
         "results/logs/explainer/{dataset}/{base}/lora-r{rank}-a{alpha}.log",
     benchmark:
         "results/benchmarks/explainer/{dataset}/{base}/lora-r{rank}-a{alpha}.tsv"
-    params:
-        base=base_folder,
-        precision=precision_flag,
-        seed=STUDY.seed,
-        code=code_digest("shielded_recrl.explainer.init"),
+    conda:
+        "../envs/explainer.yaml"
     threads: LM_THREADS
     resources:
         mem_mb=LM_MEM_MB,
-    conda:
-        "../envs/explainer.yaml"
+    params:
+        base=lambda w: STUDY.base_path(w.dataset, w.base),
+        precision=lambda w: f"--precision {STUDY.bases[w.base].precision}",
+        seed=CONFIG.seed,
+        code=code_digest("shielded_recrl.explainer.init"),
     message:
         "Initialise LoRA rank {wildcards.rank} for {wildcards.dataset}, base {wildcards.base}"
     shell:

@@ -12,16 +12,16 @@ rule train_ranker:
         "results/logs/ranker/{dataset}/train.log",
     benchmark:
         "results/benchmarks/ranker/{dataset}/train.tsv"
-    params:
-        settings=flags(STUDY.ranker),
-        seed=STUDY.seed,
-        code=code_digest("shielded_recrl.ranker.train"),
+    conda:
+        "../envs/ranker.yaml"
     threads: LM_THREADS
     resources:
         mem_mb=LM_MEM_MB,
         gpu=LM_GPU,
-    conda:
-        "../envs/ranker.yaml"
+    params:
+        settings=flags(CONFIG.ranker),
+        seed=CONFIG.seed,
+        code=code_digest("shielded_recrl.ranker.train"),
     message:
         "Train SASRec on {wildcards.dataset}"
     shell:
@@ -41,13 +41,13 @@ rule evaluate_ranker:
         "results/logs/ranker/{dataset}/evaluate.log",
     benchmark:
         "results/benchmarks/ranker/{dataset}/evaluate.tsv"
-    params:
-        code=code_digest("shielded_recrl.ranker.evaluate"),
+    conda:
+        "../envs/ranker.yaml"
     threads: LM_THREADS
     resources:
         mem_mb=LM_MEM_MB,
-    conda:
-        "../envs/ranker.yaml"
+    params:
+        code=code_digest("shielded_recrl.ranker.evaluate"),
     message:
         "Evaluate SASRec on {wildcards.dataset}"
     shell:

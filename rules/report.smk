@@ -9,14 +9,13 @@ RUN_FILES = [
     "summary.json",
     "train.jsonl",
 ]
-DATASETS = list(dict.fromkeys(dataset for dataset, _, _ in RUNS))
 
 
 rule aggregate:
     input:
-        runs=[f"results/rl/{d}/{v}/seed-{s}/{name}" for d, v, s in RUNS for name in RUN_FILES],
-        audits=[f"results/audit/{d}/{v}/seed-{s}.json" for d, v, s in RUNS],
-        stats=[f"results/data/{d}/stats.json" for d in DATASETS],
+        runs=[f"results/rl/{d}/{v}/seed-{s}/{name}" for d, v, s in STUDY.runs for name in RUN_FILES],
+        audits=[f"results/audit/{d}/{v}/seed-{s}.json" for d, v, s in STUDY.runs],
+        stats=[f"results/data/{d}/stats.json" for d in STUDY.datasets],
     output:
         table=report(
             "results/aggregate_results.csv",
@@ -37,15 +36,15 @@ rule aggregate:
         "results/logs/report/aggregate.log",
     benchmark:
         "results/benchmarks/report/aggregate.tsv"
-    params:
-        runs=[f"results/rl/{d}/{v}/seed-{s}" for d, v, s in RUNS],
-        settings=flags(STUDY.report),
-        code=code_digest("shielded_recrl.report.aggregate"),
+    conda:
+        "../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=1000,
-    conda:
-        "../envs/report.yaml"
+    params:
+        runs=[f"results/rl/{d}/{v}/seed-{s}" for d, v, s in STUDY.runs],
+        settings=flags(CONFIG.report),
+        code=code_digest("shielded_recrl.report.aggregate"),
     message:
         "Collect all runs into results/aggregate_results.csv, figures and tables"
     shell:

@@ -5,8 +5,8 @@
 rule fit_readout:
     input:
         SPLITS,
-        TEMPLATE_FILES,
-        base=base_input,
+        templates=PROMPT_FILES,
+        base=lambda w: STUDY.base_inputs(w.dataset, w.base),
         ranker="results/ranker/{dataset}/states.safetensors",
     output:
         readout="results/shield/{dataset}/{base}/prompt-{tokens}/readout.safetensors",
@@ -15,24 +15,25 @@ rule fit_readout:
         "results/logs/shield/{dataset}/{base}/prompt-{tokens}/readout.log",
     benchmark:
         "results/benchmarks/shield/{dataset}/{base}/prompt-{tokens}/readout.tsv"
-    params:
-        base=base_folder,
-        precision=precision_flag,
-        prompt=prompt_flags,
-        settings=flags(STUDY.ranking),
-        seed=STUDY.seed,
-        code=code_digest("shielded_recrl.shield.readout"),
+    conda:
+        "../envs/shield.yaml"
     threads: LM_THREADS
     resources:
         mem_mb=LM_MEM_MB,
         gpu=LM_GPU,
-    conda:
-        "../envs/shield.yaml"
+    params:
+        base=lambda w: STUDY.base_path(w.dataset, w.base),
+        precision=lambda w: f"--precision {STUDY.bases[w.base].precision}",
+        prompt=lambda w: STUDY.prompt_flags(w.tokens),
+        settings=flags(CONFIG.ranking),
+        seed=CONFIG.seed,
+        templates=lambda w, input: os.path.dirname(input.templates[0]),
+        code=code_digest("shielded_recrl.shield.readout"),
     message:
         "Fit the read-out on {wildcards.dataset}, base {wildcards.base}"
     shell:
         "python -m shielded_recrl.shield readout --data results/data/{wildcards.dataset} "
-        "--ranker {input.ranker} --base {params.base} --templates {TEMPLATES} "
+        "--ranker {input.ranker} --base {params.base} --templates {params.templates} "
         "--out {output.readout} {params.precision} {params.prompt} {params.settings} "
         "--seed {params.seed} 2>&1 | tee {log}"
 
@@ -40,31 +41,32 @@ rule fit_readout:
 rule collect_bases:
     input:
         SPLITS,
-        TEMPLATE_FILES,
-        base=base_input,
+        templates=PROMPT_FILES,
+        base=lambda w: STUDY.base_inputs(w.dataset, w.base),
     output:
         "results/shield/{dataset}/{base}/prompt-{tokens}/bases-{energy}.safetensors",
     log:
         "results/logs/shield/{dataset}/{base}/prompt-{tokens}/bases-{energy}.log",
     benchmark:
         "results/benchmarks/shield/{dataset}/{base}/prompt-{tokens}/bases-{energy}.tsv"
-    params:
-        base=base_folder,
-        precision=precision_flag,
-        prompt=prompt_flags,
-        roles=ROLE_FLAGS,
-        seed=STUDY.seed,
-        code=code_digest("shielded_recrl.shield.bases"),
+    conda:
+        "../envs/shield.yaml"
     threads: LM_THREADS
     resources:
         mem_mb=LM_MEM_MB,
         gpu=LM_GPU,
-    conda:
-        "../envs/shield.yaml"
+    params:
+        base=lambda w: STUDY.base_path(w.dataset, w.base),
+        precision=lambda w: f"--precision {STUDY.bases[w.base].precision}",
+        prompt=lambda w: STUDY.prompt_flags(w.tokens),
+        roles=ROLE_FLAGS,
+        seed=CONFIG.seed,
+        templates=lambda w, input: os.path.dirname(input.templates[0]),
+        code=code_digest("shielded_recrl.shield.bases"),
     message:
         "Collect the bases of {wildcards.dataset}, energy {wildcards.energy}"
     shell:
         "python -m shielded_recrl.shield bases --data results/data/{wildcards.dataset} "
-        "--base {params.base} --templates {TEMPLATES} --out {output} {params.precision} "
+        "--base {params.base} --templates {params.templates} --out {output} {params.precision} "
         "{params.prompt} {params.roles} --energy {wildcards.energy} --seed {params.seed} "
         "2>&1 | tee {log}"

@@ -10,9 +10,9 @@ from shielded_recrl.audit.settings import AuditSettings
 from shielded_recrl.data.settings import DATASETS, DatasetSettings, WorldSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import ExplainerSettings
+from shielded_recrl.machine import ResourceSettings
 from shielded_recrl.ranker.settings import RankerSettings
 from shielded_recrl.report.settings import ReportSettings
-from shielded_recrl.resources import ResourceSettings
 from shielded_recrl.rl.settings import EvaluationSettings, RLSettings, SamplingSettings
 from shielded_recrl.settings import Settings, one_line
 from shielded_recrl.shield.settings import RankingSettings, ShieldSettings

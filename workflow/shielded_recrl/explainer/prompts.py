@@ -96,7 +96,8 @@ class PromptBuilder:
             ids = bos + self._encode(text)
             if len(ids) <= budget:
                 break
-        return tuple(ids[:budget]), named
+        # The read-out position is always the last token of the template.
+        return tuple(ids if len(ids) <= budget else ids[: budget - 1] + ids[-1:]), named
 
     def request(self, user: int, item: int, history: Sequence[int]) -> Request:
         """The prompt that asks why `item` is recommended to a user with this history."""
@@ -109,7 +110,8 @@ class PromptBuilder:
         return Request(user, item, about, named, prefix, prefix + tuple(ask))
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        # Special tokens inside data are text like any other.
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 def short_title(item: Item) -> str:

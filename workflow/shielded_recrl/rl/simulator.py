@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -40,14 +41,13 @@ class ClaimIndex:
         self.phrases = {phrase for phrase in titles | categories if phrase}
         self.longest = max(map(len, self.phrases), default=0)
 
-    def claims(self, tokens: Sequence[str]) -> set[tuple[str, ...]]:
-        """Phrases named in a text; of two that begin at the same word, the longer one."""
-        found, position = set(), 0
+    def spans(self, tokens: Sequence[str]) -> list[tuple[int, int]]:
+        """[start, end) of each phrase named, in order; of two that begin together, the longer."""
+        found, position = [], 0
         while position < len(tokens):
             for size in range(min(self.longest, len(tokens) - position), 0, -1):
-                phrase = tuple(tokens[position : position + size])
-                if phrase in self.phrases:
-                    found.add(phrase)
+                if tuple(tokens[position : position + size]) in self.phrases:
+                    found.append((position, position + size))
                     position += size - 1
                     break
             position += 1
@@ -64,13 +64,19 @@ def supported_phrases(request: Request) -> set[tuple[str, ...]]:
 def quality(text: str, request: Request, index: ClaimIndex) -> float:
     """Quality in [0, 1): saturates in length, falls with repetition, echo and unsupported claims.
 
-    length * distinct * (1 - echo) * precision * (UNGROUNDED + (1 - UNGROUNDED) * grounded), where
-    grounded is the number of supported claims over CLAIMS, at most 1. An empty text has quality 0.
+    length * distinct * (1 - echo) * (1 - listed) * precision
+        * (UNGROUNDED + (1 - UNGROUNDED) * grounded),
+
+    where grounded is the number of supported claims over CLAIMS, at most 1, and listed the share
+    of neighbouring claims with no word between them: a row of names is no explanation. An empty
+    text has quality 0.
     """
     tokens = words(text)
     if not tokens:
         return 0.0
-    claims = index.claims(tokens)
+    spans = index.spans(tokens)
+    claims = {tuple(tokens[start:end]) for start, end in spans}
+    listed = sum(left[1] == right[0] for left, right in pairwise(spans)) / max(1, len(spans) - 1)
     supported = claims & supported_phrases(request)
     precision = len(supported) / len(claims) if claims else 1.0
     grounded = min(len(supported), CLAIMS) / CLAIMS
@@ -79,7 +85,8 @@ def quality(text: str, request: Request, index: ClaimIndex) -> float:
         *(word for name in request.about.categories for word in words(name)),
     ]
     saturation = 1 - math.exp(-len(tokens) / LENGTH_SCALE)
-    honest = distinct_share(tokens, 2) * (1 - copied_share(tokens, prompt, ECHO_WORDS)) * precision
+    echo = copied_share(tokens, prompt, ECHO_WORDS)
+    honest = distinct_share(tokens, 2) * (1 - echo) * (1 - listed) * precision
     return saturation * honest * (UNGROUNDED + (1 - UNGROUNDED) * grounded)
 
 

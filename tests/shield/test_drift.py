@@ -1,0 +1,103 @@
+"""Drift against scipy and numbers by hand."""
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from shielded_recrl.shield.drift import drift
+
+
+def measured(before, after, relevant=None, seen=None):
+    before, after = np.array(before, dtype=float), np.array(after, dtype=float)
+    if seen is None:
+        seen = np.zeros(before.shape, dtype=bool)
+    if relevant is None:
+        relevant = np.zeros(before.shape, dtype=bool)
+        relevant[:, -1] = True
+    return drift(before, after, relevant, seen, resamples=200, seed=0)
+
+
+def random_case(users: int = 9, items: int = 40):
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=(users, items + 1))
+    seen = rng.random(before.shape) < 0.3
+    seen[:, -1] = False
+    return before, before + 0.3 * rng.normal(size=before.shape), seen
+
+
+def test_identical_scores_do_not_drift():
+    before, _, seen = random_case()
+    got = measured(before, before.copy(), seen=seen)
+    assert got == {
+        "users": 9,
+        "max_score_change": 0.0,
+        "mean_score_change": 0.0,
+        "top10_identical": 1.0,
+        "kendall_tau": pytest.approx(1.0, abs=1e-12),
+        "ndcg_change": 0.0,
+        "ndcg_low": 0.0,
+        "ndcg_high": 0.0,
+        "hr_change": 0.0,
+    }
+
+
+def test_by_hand():
+    """Items 1..3; the relevant item 3 rises from third to first place for one of two users.
+
+    NDCG of a single relevant item is 1 / log2(1 + rank): 1/2 -> 1 and 1/2 -> 1/2. The first user's
+    pairs: (1,2) kept, (1,3) and (2,3) turned: tau = (1 - 2) / 3; the other's tau is 1.
+    """
+    before = [[0, 3.0, 2.0, 1.0], [0, 3.0, 2.0, 1.0]]
+    after = [[0, 3.0, 2.5, 4.0], [0, 3.0, 2.0, 1.0]]
+    got = measured(before, after)
+    assert got["max_score_change"] == 3.0
+    assert got["mean_score_change"] == pytest.approx(3.5 / 6)
+    assert got["kendall_tau"] == pytest.approx((-1 / 3 + 1) / 2)
+    assert got["top10_identical"] == 0.5
+    assert got["ndcg_change"] == pytest.approx(0.25)
+    assert (got["ndcg_low"], got["ndcg_high"]) == pytest.approx((0.0, 0.5))
+    # Three items: the relevant one is in the top 10 either way.
+    assert got["hr_change"] == 0.0
+
+
+def test_tau_agrees_with_scipy_over_unseen_items():
+    before, after, seen = random_case()
+    expected = [
+        kendalltau(b[1:][~s[1:]], a[1:][~s[1:]]).statistic
+        for b, a, s in zip(before, after, seen, strict=True)
+    ]
+    got = measured(before, after, seen=seen)
+    assert got["kendall_tau"] == pytest.approx(np.mean(expected))
+    assert 0.3 < got["kendall_tau"] < 1
+
+
+def test_seen_items_and_padding_do_not_count():
+    before, after, seen = random_case()
+    same = np.where(seen, after, before)
+    same[:, 0] = 99.0
+    masks = seen.copy()
+    got = measured(before, same, seen=seen)
+    assert got["max_score_change"] == 0.0
+    assert got["top10_identical"] == 1.0
+    np.testing.assert_array_equal(seen, masks)
+
+
+def test_the_order_within_the_top_ten_counts():
+    before = np.tile(np.arange(21.0), (2, 1))
+    after = before.copy()
+    after[0, [19, 20]] = after[0, [20, 19]]
+    after[1, [1, 2]] = after[1, [2, 1]]
+    assert measured(before, after)["top10_identical"] == 0.5
+
+
+def test_hit_rate_changes_when_a_relevant_item_leaves_the_top_ten():
+    before = np.tile(np.arange(21.0), (4, 1))
+    after = before.copy()
+    after[0, 20] = -1.0
+    got = measured(before, after)
+    assert got["hr_change"] == -0.25
+    assert got["ndcg_change"] == -0.25
+
+
+def test_tau_is_none_where_it_is_undefined():
+    assert measured(np.zeros((2, 5)), np.zeros((2, 5)))["kendall_tau"] is None

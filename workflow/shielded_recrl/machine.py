@@ -1,0 +1,40 @@
+"""What jobs may take from the machine, and the environment they start in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from pydantic import Field
+
+from shielded_recrl.settings import Settings
+
+LIBRARY = Path(__file__).resolve().parents[1]
+
+
+class ResourceSettings(Settings):
+    """What each job that runs the LM takes."""
+
+    threads: int = Field(1, ge=1, description="CPU threads of a job that runs the LM.")
+    mem_mb: int = Field(1800, ge=100, description="Memory of a job that runs the LM, in MB.")
+    gpu: int = Field(0, ge=0, description="GPUs of a job that runs the LM.")
+
+
+def prepare_environment(environment: MutableMapping[str, str]) -> None:
+    """Let jobs find this Python and the library, and keep their threads from fighting.
+
+    An activated conda environment still goes before this Python. Waiting threads that spin slow
+    the neighbouring jobs several times over.
+    """
+    for name, first in (("PATH", str(Path(sys.executable).parent)), ("PYTHONPATH", str(LIBRARY))):
+        parts = [first, *environment.get(name, "").split(os.pathsep)]
+        environment[name] = os.pathsep.join(part for part in dict.fromkeys(parts) if part)
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    environment["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def count_gpus(folder: Path = Path("/proc/driver/nvidia/gpus")) -> int:
+    """Number of NVIDIA GPUs the driver shows; 0 without a driver."""
+    return len(list(folder.glob("*")))

@@ -1,0 +1,151 @@
+"""What runs and where its files lie: the paths the rules and their inputs agree on."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from shielded_recrl.config import Config
+from shielded_recrl.data.settings import RAW_FILES, PrepareSettings
+from shielded_recrl.explainer.settings import ExplainerSettings, PromptSettings
+from shielded_recrl.settings import flags, section
+
+# Rules make everything below these folders; all other paths are the user's own.
+MADE = ("results/", "resources/")
+
+
+class Study:
+    """Runs, variants and paths of a config."""
+
+    def __init__(self, config: Config, downloads: dict[str, dict[str, dict[str, Any]]]):
+        """
+        Args:
+            config: the validated config.
+            downloads: dataset -> file name -> url, bytes and sha256 of the published files.
+        """
+        self.config = config
+        self.downloads = downloads
+        # Ordered as the config gives them, each once.
+        self.runs = list(
+            dict.fromkeys(
+                (cell.dataset, variant, seed)
+                for cell in config.study
+                for variant in cell.variants
+                for seed in cell.seeds
+            )
+        )
+        self.datasets = list(dict.fromkeys(dataset for dataset, _, _ in self.runs))
+        self.variants = {name: config.variant(name) for name in config.variants}
+        self.bases = {
+            base_name(variant.explainer): variant.explainer for variant in self.variants.values()
+        }
+
+    def raw_paths(self, dataset: str) -> list[str]:
+        """Paths of a dataset's interactions and, where there are any, its item metadata."""
+        settings = self.config.datasets[dataset]
+        if settings.source == "embedded":
+            return [f"results/data/{dataset}/raw/{name}" for name in RAW_FILES[dataset]]
+        if settings.source == "download":
+            return [f"resources/raw/{dataset}/{name}" for name in self.downloads[dataset]]
+        source = Path(settings.source)
+        if source.is_dir():
+            return [str(source / name) for name in RAW_FILES[dataset]]
+        return [str(path) for path in (settings.source, settings.metadata) if path]
+
+    def raw_inputs(self, dataset: str) -> list[str]:
+        """Raw files as inputs; those of the embedded world are one folder."""
+        if self.config.datasets[dataset].source == "embedded":
+            return [f"results/data/{dataset}/raw"]
+        return present(*self.raw_paths(dataset))
+
+    def raw_flags(self, dataset: str) -> str:
+        """Raw files as flags of `data prepare`."""
+        named = zip(("--interactions", "--metadata"), self.raw_paths(dataset), strict=False)
+        return " ".join(f"{flag} {shlex.quote(path)}" for flag, path in named)
+
+    def prepare_flags(self, dataset: str) -> str:
+        """Settings of `data prepare`."""
+        settings = self.config.datasets[dataset]
+        synthetic = settings.source == "embedded"
+        return f"--synthetic {synthetic} {flags(section(settings, PrepareSettings))}"
+
+    def base_path(self, dataset: str, base: str) -> str:
+        """Folder of a base LM: made, fetched, or the user's own, which is used in place."""
+        name = self.bases[base].base
+        if name == "embedded":
+            return f"results/explainer/{dataset}/embedded/model"
+        return name if is_local(name) else f"resources/models/{name.replace('/', '--')}"
+
+    def base_inputs(self, dataset: str, base: str) -> list[str]:
+        """The base LM as an input."""
+        return present(self.base_path(dataset, base))
+
+    def revisions(self) -> dict[str, str]:
+        """Folder name of each base LM from the hub -> the commit it is pinned to."""
+        return {
+            explainer.base.replace("/", "--"): explainer.revision
+            for explainer in self.bases.values()
+            if explainer.revision
+        }
+
+    def run_paths(self, dataset: str, variant: str) -> dict[str, str]:
+        """What a run of a variant reads: base, LoRA init, read-out and bases."""
+        settings = self.variants[variant]
+        explainer = settings.explainer
+        base = base_name(explainer)
+        shield = f"results/shield/{dataset}/{base}/prompt-{explainer.prompt_tokens}"
+        lora = f"lora-r{explainer.lora_rank}-a{explainer.lora_alpha}"
+        return {
+            "base": self.base_path(dataset, base),
+            "adapter": f"results/explainer/{dataset}/{base}/{lora}",
+            "readout": f"{shield}/readout.safetensors",
+            "bases": f"{shield}/bases-{settings.shield.energy:g}.safetensors",
+        }
+
+    def train_inputs(self, dataset: str, variant: str) -> dict[str, str | list[str]]:
+        """Named inputs of training: the bases only where the shield reads them."""
+        paths = self.run_paths(dataset, variant)
+        shielded = self.variants[variant].shield.kind == "nullspace"
+        wanted = ["adapter", *["bases"] * shielded]
+        return {name: paths[name] for name in wanted} | {"base": present(paths["base"])}
+
+    def evaluate_inputs(self, dataset: str, variant: str) -> dict[str, str | list[str]]:
+        """Named inputs of evaluation."""
+        paths = self.run_paths(dataset, variant)
+        return {"readout": paths["readout"], "base": present(paths["base"])}
+
+    def prompt_flags(self, tokens: str) -> str:
+        """Prompt lengths of a job whose path names them."""
+        history = self.config.explainer.history_items
+        return flags(PromptSettings(history_items=history, prompt_tokens=int(tokens)))
+
+    def run_flags(self, variant: str) -> str:
+        """Lengths, precision and shield as flags, which training and evaluation share."""
+        settings = self.variants[variant]
+        explainer = settings.explainer
+        return (
+            f"{flags(section(explainer, PromptSettings))} "
+            f"--explanation-tokens {explainer.explanation_tokens} "
+            f"--precision {explainer.precision} --shield {settings.shield.kind}"
+        )
+
+
+def is_local(base: str) -> bool:
+    """Whether a base names a folder rather than a repository of the hub."""
+    return base.startswith((".", "/"))
+
+
+def base_name(explainer: ExplainerSettings) -> str:
+    """Folder name of a base LM in a precision; `embedded` for the embedded one in fp32."""
+    base = explainer.base
+    name = Path(base).name if is_local(base) else base.replace("/", "--")
+    return name if explainer.precision == "fp32" else f"{name}-{explainer.precision}"
+
+
+def present(*paths: str) -> list[str]:
+    """The paths a job can name as inputs: those a rule makes, and the user's own that exist.
+
+    A missing file of the user then fails its own job with one line, and not the whole workflow.
+    """
+    return [path for path in paths if path.startswith(MADE) or Path(path).exists()]
