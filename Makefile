@@ -13,14 +13,14 @@ help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 results: env ## run the whole pipeline on the embedded data
-	$(RUN) snakemake --cores $(CORES) results/aggregate_results.csv
+	$(RUN) snakemake --cores $(CORES) --quiet reason host -- results/aggregate_results.csv
 	@$(MAKE) --no-print-directory $(REPORT)
 	@echo
 	@echo "table    results/aggregate_results.csv"
 	@echo "figures  results/report/figures/"
 	@echo "LaTeX    results/report/tables/"
 	@echo "report   $(REPORT) (open it in a browser)"
-	@echo "texts    results/rl/<dataset>/<variant>/seed-<seed>/explanations.jsonl"
+	@echo "texts    results/report/explanations.md"
 
 $(REPORT): results/aggregate_results.csv
 	$(RUN) snakemake --cores 1 --report $@ --quiet all
@@ -56,8 +56,13 @@ format: dev ## format Python and Snakemake files
 schema: dev ## rewrite config schema, default config and docs/configuration.md
 	$(RUN) shielded_recrl.schema
 
-lock: dev ## rewrite requirements.lock from what .venv holds
-	$(BIN)/python -m pip freeze --all --exclude-editable --exclude setuptools | sed 's/+cpu$$//' > requirements.lock
+lock: ## rewrite requirements.lock from the newest versions that pyproject.toml allows
+	$(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/python -m pip install --quiet --upgrade pip
+	.venv/lock/bin/python -m pip install --quiet torch==2.13.0
+	.venv/lock/bin/python -m pip install --quiet --editable ".[dev]"
+	.venv/lock/bin/python -m pip freeze --all --exclude-editable | sed "s/+cpu$$//" > requirements.lock
+	rm -rf .venv/lock
 
 clean: ## remove results, keep .venv and downloads
 	rm -rf results .snakemake

@@ -49,6 +49,7 @@ rule fetch:
     params:
         hub=lambda w: w.repository.replace("--", "/"),
         revision=lambda w: STUDY.revisions()[w.repository],
+        code=code_digest("shielded_recrl.explainer.fetch"),
     message:
         "Download {params.hub} at {params.revision}"
     shell:

@@ -31,6 +31,7 @@ rule aggregate:
             for name in FIGURES
         ],
         print=[f"results/report/figures/{name}.pdf" for name in FIGURES],
+        texts="results/report/explanations.md",
         tables=expand("results/report/tables/{name}.tex", name=["results", "drift"]),
     log:
         "results/logs/report/aggregate.log",
@@ -50,4 +51,4 @@ rule aggregate:
     shell:
         "python -m shielded_recrl.report aggregate --runs {params.runs} --audits {input.audits} "
         "--stats {input.stats} --out {output.table} --figures results/report/figures "
-        "--tables results/report/tables {params.settings} 2>&1 | tee {log}"
+        "--tables results/report/tables --texts {output.texts} {params.settings} 2>&1 | tee {log}"

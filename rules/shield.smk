@@ -30,7 +30,7 @@ rule fit_readout:
         templates=lambda w, input: os.path.dirname(input.templates[0]),
         code=code_digest("shielded_recrl.shield.readout"),
     message:
-        "Fit the read-out on {wildcards.dataset}, base {wildcards.base}"
+        "Fit the read-out on {wildcards.dataset}, base {wildcards.base}, prompt {wildcards.tokens}"
     shell:
         "python -m shielded_recrl.shield readout --data results/data/{wildcards.dataset} "
         "--ranker {input.ranker} --base {params.base} --templates {params.templates} "
@@ -64,7 +64,7 @@ rule collect_bases:
         templates=lambda w, input: os.path.dirname(input.templates[0]),
         code=code_digest("shielded_recrl.shield.bases"),
     message:
-        "Collect the bases of {wildcards.dataset}, energy {wildcards.energy}"
+        "Collect the bases of {wildcards.dataset}, base {wildcards.base}, prompt {wildcards.tokens}"
     shell:
         "python -m shielded_recrl.shield bases --data results/data/{wildcards.dataset} "
         "--base {params.base} --templates {params.templates} --out {output} {params.precision} "

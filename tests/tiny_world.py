@@ -19,6 +19,8 @@ from shielded_recrl.shield.serving import Serving
 from shielded_recrl.shield.settings import RoleSettings
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "resources" / "prompts"
+PROMPT = PromptSettings(history_items=3, prompt_tokens=40)
+ROLES = RoleSettings(protected_users=5, heldout_users=7)
 CATEGORIES = ("Mystery", "Travel", "Romance")
 USERS, ITEMS, RANKER_WIDTH = 24, 20, 8
 INTERACTIONS = {
@@ -39,8 +41,8 @@ class World:
     adapter: Path
     ranker: Path
     templates: Path = TEMPLATES
-    prompt: PromptSettings = PromptSettings(history_items=3, prompt_tokens=40)
-    roles: RoleSettings = RoleSettings(protected_users=5, heldout_users=7)
+    prompt: PromptSettings = PROMPT
+    roles: RoleSettings = ROLES
     explanation_tokens: int = 6
     roles_seed: int = 3
 

@@ -134,7 +134,21 @@ def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, 
         folder / "train.jsonl",
         [{"step": step, "reward": 0.4 + 0.01 * step, "seconds": 1.5} for step in range(1, 25)],
     )
-    write_text(folder / "explanations.jsonl", f"explanations of {digest.hexdigest()}\n")
+    write_jsonl(
+        folder / "explanations.jsonl",
+        [
+            {
+                "step": step,
+                "title": f"Title {place}",
+                "categories": ["Drama", "War"],
+                "history": ["Past | one", "<b>Past</b> two"],
+                "text": f"Text {place} of {digest.hexdigest()[:6]} at {step}.",
+                "quality": place / 20,
+            }
+            for step in (0, STEPS)
+            for place in range(12)
+        ],
+    )
     write_text(folder / "rankings.parquet", f"rankings of {digest.hexdigest()}\n")
     audit = root / "audit" / dataset / variant / f"seed-{seed}.json"
     write_json(audit, _audit(folder, rng))

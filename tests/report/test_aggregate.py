@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from shielded_recrl.files import read_json, write_json
-from shielded_recrl.report import figures
+from shielded_recrl.report import explanations, figures
 from shielded_recrl.report.aggregate import main
 from shielded_recrl.report.columns import TIMINGS, row
 from shielded_recrl.report.runs import load_runs
@@ -28,6 +28,7 @@ def aggregate(study, out):
         out=out / "aggregate_results.csv",
         figures=out / "figures",
         tables_folder=out / "tables",
+        texts=out / "explanations.md",
         settings=ReportSettings(),
     )
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*")}
@@ -43,6 +44,7 @@ def test_everything_is_written_and_bytes_depend_on_contents_alone(study, tmp_pat
     first = aggregate(study, tmp_path / "first")
     assert set(first) == {
         "aggregate_results.csv",
+        "explanations.md",
         "tables/results.tex",
         "tables/drift.tex",
         *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
@@ -158,7 +160,7 @@ def command(study, out):
             *(sys.executable, "-X", "importtime", "-m", "shielded_recrl.report", "aggregate"),
             *("--runs", *study.runs, "--audits", *study.audits, "--stats", *study.stats),
             *("--out", out / "table.csv", "--figures", out / "f", "--tables", out / "t"),
-            *("--ndcg-margin", "0.02"),
+            *("--texts", out / "texts.md", "--ndcg-margin", "0.02"),
         ],
         capture_output=True,
         text=True,
@@ -183,3 +185,18 @@ def test_a_broken_run_is_one_line_and_nothing_is_written(study, tmp_path):
     assert len(lines) == 1
     assert str(study.runs[2] / "evaluation.json") in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_explanations_are_shown_as_they_are_and_stay_in_their_cells(study):
+    page = explanations.page(load_runs(study.runs, study.audits, study.stats))
+    sections = page.split("\n## ")[1:]
+    assert [section.split()[0] for section in sections] == ["books", "ml25m", "steam"]
+    for section in sections:
+        table = [line for line in section.splitlines() if line.startswith("|")][2:]
+        assert len(table) == explanations.SHOWN
+        assert all(line.count("|") == 7 for line in table)
+        assert "Past &#124; one; &lt;b>Past&lt;/b> two" in table[0]
+        assert [line.split(" | ")[1] for line in table[:2]] == [
+            "Title 0 (Drama, War)",
+            "Title 1 (Drama, War)",
+        ]

@@ -1,13 +1,8 @@
 """The tiny world the rl stage is tested on."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tiny_world import World, make_world  # noqa: E402
+from tiny_world import World, make_world
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,5 @@ def test_a_new_checkpoint_replaces_the_old_one(path):
 
 def test_the_fingerprint_reads_values_not_order():
     values = {"seed": 1, "settings": {"rate": 0.1, "steps": 3}}
-    assert fingerprint(values) == fingerprint(
-        {"settings": {"steps": 3, "rate": 0.1}, "seed": 1}
-    )
+    assert fingerprint(values) == fingerprint({"settings": {"steps": 3, "rate": 0.1}, "seed": 1})
     assert fingerprint(values) != fingerprint({**values, "seed": 2})

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from explanation_texts import CATALOGUE, HONEST, REQUEST, TRICKS, VOCABULARY
 
+from explanation_texts import CATALOGUE, HONEST, REQUEST, TRICKS, VOCABULARY
 from shielded_recrl.explainer.prompts import Item
 from shielded_recrl.rl.rewards import coherence, composite, length, relevance
 from shielded_recrl.rl.settings import RewardSettings
@@ -17,7 +17,9 @@ COMPONENTS = ("length", "relevance", "coherence")
 TEXT = st.one_of(
     st.text(max_size=200),
     st.lists(
-        st.sampled_from([*VOCABULARY, *(i.title for i in CATALOGUE), "you", "the", ".", "Ａé", "👍"]),
+        st.sampled_from(
+            [*VOCABULARY, *(i.title for i in CATALOGUE), "you", "the", ".", "Ａé", "👍"]
+        ),
         max_size=40,
     ).map(" ".join),
 )

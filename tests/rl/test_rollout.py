@@ -30,18 +30,42 @@ def draw(model, rows, tokenizer=TOKENIZER, tokens=7, temperature=1.3, seed=0, **
     return sample(model, rows, tokenizer, tokens, temperature, generator, **options)
 
 
-def test_scores_equal_those_of_decoding_one_row_at_a_time(model, rollout):
-    """Left padding, position ids and the cache change no probability."""
+def scored_alone(model, rollout, rows) -> None:
+    """Check the scores of a rollout against a forward of each unpadded row, token by token."""
     with torch.no_grad():
         logits, _ = response_logits(model, rollout)
         batched, _ = token_logprobs(logits, rollout.tokens, 1.3)
-        for row, prompt in enumerate(prompts(5, 2, 9)):
+        for row, prompt in enumerate(rows):
             ids = list(prompt)
             for t in range(int(rollout.response[row].sum())):
                 token = rollout.tokens[row, t]
                 alone = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1] / 1.3, -1)
                 assert batched[row, t].item() == pytest.approx(alone[token].item(), abs=1e-5)
                 ids.append(int(token))
+
+
+def test_scores_equal_those_of_decoding_one_row_at_a_time(model, rollout):
+    """Left padding and the cache change no probability."""
+    scored_alone(model, rollout, prompts(5, 2, 9))
+
+
+def test_absolute_positions_count_from_the_first_real_token():
+    """Llama's positions are relative and would forgive an offset; GPT-2's are not."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=300, n_positions=32, n_embd=32, n_layer=2, n_head=4)
+    ).eval()
+    with torch.no_grad():
+        model.transformer.wpe.weight.normal_(0, 1)
+        model.transformer.wte.weight.normal_(0, 0.5)
+    rows = prompts(5, 2, 9)
+    scored_alone(model, draw(model, rows), rows)
+    together = draw(model, rows, temperature=COLD)
+    for index, row in enumerate(rows):
+        alone = draw(model, [row], temperature=COLD)
+        assert torch.equal(together.tokens[index], alone.tokens[0])
 
 
 def test_the_ratio_of_the_first_minibatch_is_exactly_one(model, rollout):

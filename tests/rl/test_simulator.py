@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from explanation_texts import CATALOGUE, HONEST, REQUEST, TRICKS, VOCABULARY
 
+from explanation_texts import CATALOGUE, HONEST, REQUEST, TRICKS, VOCABULARY
 from shielded_recrl.explainer.prompts import Item
 from shielded_recrl.provenance import import_closure
 from shielded_recrl.ranker.data import Splits

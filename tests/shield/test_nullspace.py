@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_world import prompts, tiny_llama, with_adapter
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.lm import adapter_parameters, prefix_states
 from shielded_recrl.shield.bases import input_moments, leading_basis
 from shielded_recrl.shield.nullspace import NullSpace, leakage, lora_a, project_out
+from tiny_world import prompts, tiny_llama, with_adapter
 
 WIDTH = 64
 PROTECTED = prompts(3, 5, 8, seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -30,8 +31,9 @@ def atomic(path: Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(partial, path)
-    except OSError as error:
-        if error.errno == 28:
+    except Exception as error:
+        # polars and safetensors wrap the system's error in their own.
+        if os.strerror(errno.ENOSPC) in str(error):
             raise UserError(
                 f"{path}: no space left on the disk; free some or put the folder on a larger one"
             ) from error

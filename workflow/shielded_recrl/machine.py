@@ -33,6 +33,8 @@ def prepare_environment(environment: MutableMapping[str, str]) -> None:
         environment[name] = os.pathsep.join(part for part in dict.fromkeys(parts) if part)
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
     environment["TOKENIZERS_PARALLELISM"] = "false"
+    environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
 
 
 def count_gpus(folder: Path = Path("/proc/driver/nvidia/gpus")) -> int:

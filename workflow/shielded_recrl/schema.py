@@ -19,7 +19,7 @@ from shielded_recrl.files import write_text
 HEADER = (
     "# The embedded default: synthetic data and a small LM, two CPU cores, minutes.\n"
     "# Every key with its default; a config of your own needs only the keys it changes:\n"
-    "#   snakemake --cores 8 --configfile mine.yaml results/aggregate_results.csv\n"
+    "#   snakemake --cores 8 --configfile mine.yaml\n"
 )
 
 

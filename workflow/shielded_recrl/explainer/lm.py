@@ -64,16 +64,16 @@ def prefix_states(
 
 
 def switch_off_dropout(model: nn.Module) -> None:
-    """Evaluation mode for all but bitsandbytes' 4-bit layers.
+    """Evaluation mode for all but bitsandbytes' own layers.
 
     On CPUs with AVX512-BF16 a 4-bit layer in evaluation mode repacks its weights at the first
     forward without gradient, and later gradients through it are silently wrong. These layers have
-    no dropout, so training mode costs nothing.
+    no dropout of their own, so training mode costs nothing.
     """
     model.eval()
     for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            module.train()
+        if type(module).__module__.startswith("bitsandbytes"):
+            module.training = True
 
 
 def load_adapter(base: nn.Module, folder: Path, trainable: bool = False) -> nn.Module:
@@ -82,20 +82,28 @@ def load_adapter(base: nn.Module, folder: Path, trainable: bool = False) -> nn.M
     Raises:
         UserError: the folder holds no adapter that fits the base.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
 
     try:
         model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            stored = set(file.keys())
     except Exception as error:
-        reason = (
-            str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        )
-        raise UserError(
-            f"{folder}: the adapter does not fit the base LM ({reason}); "
-            "delete the folder and initialise it again"
-        ) from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise _misfit(folder, reason) from error
+    # PEFT only warns about weights that are missing or left over.
+    if odd := stored ^ set(get_peft_model_state_dict(model)):
+        raise _misfit(folder, f"{len(odd)} weights are missing or left over, such as {min(odd)}")
     switch_off_dropout(model)
     return model
+
+
+def _misfit(folder: Path, reason: str) -> UserError:
+    return UserError(
+        f"{folder}: the adapter does not fit the base LM ({reason}); "
+        "delete the folder and initialise it again"
+    )
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from shielded_recrl.files import write_text
-from shielded_recrl.report import tables
+from shielded_recrl.report import explanations, tables
 from shielded_recrl.report.columns import ALL_COLUMNS, Row, as_text, row
 from shielded_recrl.report.runs import load_runs
 from shielded_recrl.report.settings import ReportSettings
@@ -30,6 +30,7 @@ def main(
     out: Path,
     figures: Path,
     tables_folder: Annotated[Path, tyro.conf.arg(name="tables")],
+    texts: Path,
     settings: Annotated[ReportSettings, tyro.conf.arg(name="")],
 ) -> None:
     """Collect runs and audits into one table, figures and LaTeX tables.
@@ -41,6 +42,7 @@ def main(
         out: CSV file to write.
         figures: folder to write figures to.
         tables_folder: folder to write LaTeX tables to.
+        texts: Markdown page of explanations to write.
         settings: margin of equivalence.
     """
     loaded = load_runs(runs, audits, stats)
@@ -58,6 +60,7 @@ def main(
     study = cells(rows)
     write_text(tables_folder / "results.tex", tables.results(study))
     write_text(tables_folder / "drift.tex", tables.drift(study))
+    write_text(texts, explanations.page(loaded))
     write_text(out, to_csv(rows))
     print(overview(study))
     print(

@@ -18,7 +18,7 @@ import tyro
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import default_device, load_base
-from shielded_recrl.explainer.lm import adapter_parameters, load_adapter, prefix_states
+from shielded_recrl.explainer.lm import adapter_parameters, hidden_size, load_adapter, prefix_states
 from shielded_recrl.explainer.prompts import Request
 from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import atomic, read_jsonl, write_json, write_jsonl
@@ -94,7 +94,12 @@ def main(
     serving = Serving.load(data, base, templates, prompt, roles, roles_seed)
     states, head = load_states(ranker), load_readout(readout)
     model = load_adapter(load_base(base, precision, default_device()), run / "adapter")
-    snapshots = load_snapshots(run / "snapshots.safetensors")
+    if head.weight.shape[1] != hidden_size(model):
+        raise UserError(
+            f"{readout}: made for hidden states of width {head.weight.shape[1]}, but the base LM "
+            f"has {hidden_size(model)}; fit the read-out again with this base"
+        )
+    snapshots = load_snapshots(run / "snapshots.safetensors", set(adapter_parameters(model)))
     people = np.concatenate([serving.roles.protected, serving.roles.heldout])
     prefixes = [serving.prefix(user) for user in people]
 
@@ -129,7 +134,7 @@ def main(
         "text": {
             f"{name}_{when}": value
             for when, step in (("before", 0), ("after", last))
-            for name, value in text_report(texts[step], measured[step]["quality"]).items()
+            for name, value in text_report(texts[step], measured[step]).items()
         },
         "kl": float(np.mean([row["kl"] for row in quarter])),
     }
@@ -144,18 +149,22 @@ def main(
     )
 
 
-def load_snapshots(path: Path) -> dict[int, dict[str, np.ndarray]]:
+def load_snapshots(path: Path, names: set[str]) -> dict[int, dict[str, np.ndarray]]:
     """Adapter weights by step, ascending.
 
+    Args:
+        path: snapshots.safetensors.
+        names: weights of the adapter.
+
     Raises:
-        UserError: the file is missing, damaged or empty.
+        UserError: the file is missing, damaged or empty, or holds another adapter.
     """
     snapshots: dict[int, dict[str, np.ndarray]] = {}
     for key, tensor in sorted(read_tensors(path).items()):
         step, name = key.split("/", 1)
         snapshots.setdefault(int(step.removeprefix("step-")), {})[name] = tensor
-    if not snapshots:
-        raise UserError(f"{path}: no snapshot in it; train the run again")
+    if not snapshots or any(set(weights) != names for weights in snapshots.values()):
+        raise UserError(f"{path}: no snapshot of this run's adapter in it; train the run again")
     return snapshots
 
 
@@ -227,11 +236,11 @@ class Slate:
         return decode(rollout, self.tokenizer)
 
     def measure(self, texts: list[str]) -> dict[str, np.ndarray]:
-        """Quality, click probability and click rate of each text."""
+        """Quality, click probability, click rate and words of each text."""
         qualities = np.array(
             [quality(t, r, self.index) for t, r in zip(texts, self.requests, strict=True)]
         )
-        return self.clicks(qualities)
+        return {**self.clicks(qualities), "words": np.array([len(words(text)) for text in texts])}
 
     def clicks(self, qualities: np.ndarray) -> dict[str, np.ndarray]:
         """Click probability and click rate at given qualities."""
@@ -298,6 +307,7 @@ def ranking_report(
                 **means[step],
                 "ctr": float(measured[step]["clicks"].mean()),
                 "quality": float(measured[step]["quality"].mean()),
+                "words": float(measured[step]["words"].mean()),
             }
             for step in sorted(scores)
         ],
@@ -355,13 +365,13 @@ def click_report(
     return {name: float(value) if np.isfinite(value) else None for name, value in report.items()}
 
 
-def text_report(texts: list[str], qualities: np.ndarray) -> dict[str, float]:
+def text_report(texts: list[str], measured: dict[str, np.ndarray]) -> dict[str, float]:
     """Mean words and quality, share of distinct texts, share of empty texts."""
     return {
-        "words": float(np.mean([len(words(text)) for text in texts])),
-        "quality": float(qualities.mean()),
+        "words": float(measured["words"].mean()),
+        "quality": float(measured["quality"].mean()),
         "unique": len(set(texts)) / len(texts),
-        "empty": float(np.mean([not words(text) for text in texts])),
+        "empty": float((measured["words"] == 0).mean()),
     }
 
 

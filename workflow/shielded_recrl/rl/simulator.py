@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+from scipy.sparse import csc_array
 
 from shielded_recrl.explainer.prompts import Item, Request, short_title
 from shielded_recrl.ranker.data import Splits
@@ -100,15 +101,19 @@ def relevance(splits: Splits, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
         splits: the dataset.
         pairs: (user, item), each user with at least one test item.
     """
-    matrix = np.zeros((splits.n_users + 1, splits.n_items + 1))
-    for user in range(1, splits.n_users + 1):
-        for part in (splits.train, splits.valid, splits.test):
-            matrix[user, part[user]] = 1.0
-    together, counts = matrix.T @ matrix, matrix.sum(axis=0)
+    taken = [np.concatenate(parts) for parts in zip(splits.train, splits.valid, splits.test, strict=True)]
+    users = np.repeat(np.arange(splits.n_users + 1), [len(items) for items in taken])
+    items = np.concatenate(taken)
+    shape = (splits.n_users + 1, splits.n_items + 1)
+    matrix = csc_array((np.ones(len(items)), (users, items)), shape=shape)
+    matrix.data[:] = 1.0
+    counts = matrix.sum(axis=0)
     values = []
     for user, item in pairs:
-        own, liked = matrix[user], splits.test[user]
-        joint = together[item, liked] - own[item] * own[liked]
+        own = np.isin(np.arange(shape[1]), taken[user]).astype(float)
+        liked = splits.test[user]
+        together = (matrix[:, [item]].T @ matrix[:, liked]).toarray()[0]
+        joint = together - own[item] * own[liked]
         norm = np.sqrt((counts[item] - own[item]) * (counts[liked] - own[liked]))
         values.append(np.divide(joint, norm, out=np.zeros(len(liked)), where=norm > 0).mean())
     values = np.array(values)

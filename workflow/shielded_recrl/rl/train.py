@@ -103,20 +103,14 @@ def main(
     serving = Serving.load(data, base, templates, prompt, roles, roles_seed)
     model = load_adapter(load_base(base, precision, default_device()), adapter, trainable=True)
     constraint = NullSpace(load_bases(bases)) if shield == "nullspace" else None
+    inputs = {
+        **{name: data / f"{name}.parquet" for name in ("train", "valid", "test", "items")},
+        **{name: templates / f"{name}.txt" for name in ("prefix", "request")},
+        **{"ranker": ranker, "base": base, "adapter": adapter, "bases": bases},
+    }
     identity = {
         "code": code_digest("shielded_recrl.rl.train"),
-        "inputs": {
-            str(path.name): sha256(path)
-            for path in (
-                data / "train.parquet",
-                data / "items.parquet",
-                ranker,
-                base,
-                adapter,
-                bases,
-            )
-            if path is not None
-        },
+        "inputs": {name: sha256(path) for name, path in inputs.items() if path is not None},
         "settings": [s.model_dump() for s in (prompt, roles, settings)],
         "run": [dataset, variant, shield, explanation_tokens, precision, roles_seed, seed],
     }
@@ -374,7 +368,7 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint; the constraint is applied again."""
+        """Continue from a checkpoint; its weights were saved after projection, bit for bit."""
         self.step, self.log = checkpoint.step, checkpoint.log
         for key, tensor in checkpoint.tensors.items():
             kind, name = key.split("/", 1)

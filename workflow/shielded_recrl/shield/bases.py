@@ -173,8 +173,8 @@ def load_bases(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             groups = json.loads(file.metadata()["groups"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        return {module: tensors[group] for module, group in groups.items()}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: not a readable bases file ({error}); delete it and run again"
         ) from error
-    return {module: tensors[group] for module, group in groups.items()}

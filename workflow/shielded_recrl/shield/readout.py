@@ -3,7 +3,7 @@
 In: base LM, SASRec states, splits. Out: readout.safetensors (W [d_r, d], gamma) and readout.json
 with validation NDCG@10 of SASRec alone, the LM alone, and the served ranking at each gamma.
 
-W minimises the cross-entropy of the next item under softmax_i <W h(u), e(i)>, over the last
+Held-out users take part in neither. W minimises the cross-entropy of the next item under softmax_i <W h(u), e(i)>, over the last
 positions of every train user's history, with h from the base LM (no adapter) and e frozen.
 """
 
@@ -72,7 +72,7 @@ def main(
         seed=seed,
     ).numpy()
 
-    users = serving.splits.evaluable("valid")
+    users = np.setdiff1d(serving.splits.evaluable("valid"), serving.roles.heldout)
     validation = prefix_states(model, [serving.prefix(user, "valid") for user in users]).numpy()
     curve = {
         gamma: _validation_ndcg(serving, states, users, validation, ReadOut(weight, gamma))

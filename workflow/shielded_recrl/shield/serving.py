@@ -106,7 +106,10 @@ def load_readout(path: Path) -> ReadOut:
         UserError: the file is missing or damaged.
     """
     tensors = read_tensors(path)
-    return ReadOut(weight=tensors["weight"], gamma=float(tensors["gamma"]))
+    try:
+        return ReadOut(weight=tensors["weight"], gamma=float(tensors["gamma"]))
+    except KeyError as error:
+        raise UserError(f"{path}: no tensor {error}; fit the read-out again") from error
 
 
 def served_scores(

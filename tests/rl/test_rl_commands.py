@@ -1,0 +1,251 @@
+"""`shield readout`, `shield bases`, `rl train` and `rl evaluate` as a user runs them."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.base import load_tokenizer
+from shielded_recrl.files import read_json, read_jsonl, sha256
+from shielded_recrl.rl import evaluate
+from shielded_recrl.rl.settings import EvaluationSettings, RLSettings, SamplingSettings
+from shielded_recrl.settings import flags
+from shielded_recrl.shield.bases import load_bases
+from tiny_world import save_model, tiny_llama
+
+EVALUATION = EvaluationSettings(users=5, items_per_user=2, sessions=20, bootstrap=50)
+TRAINING = RLSettings(
+    steps=2, micro_batch=4, value_warmup=0, snapshots=2, slate=4, learning_rate=3e-2
+)
+FIGURES = {"ndcg@10", "hr@10"}
+
+
+def command(words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *f"shielded_recrl.{words}".split()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def inputs(world) -> str:
+    return (
+        f"--data {world.data} --base {world.base} --templates {world.templates} "
+        f"{flags(world.prompt)} {flags(world.roles)}"
+    )
+
+
+def run_flags(world) -> str:
+    return (
+        f"{inputs(world)} --ranker {world.ranker} --dataset books --variant shielded "
+        f"--explanation-tokens {world.explanation_tokens} --roles-seed {world.roles_seed} --seed 5"
+    )
+
+
+@pytest.fixture(scope="module")
+def out(world, tmp_path_factory):
+    """Folder of the outputs of all four commands."""
+    out = tmp_path_factory.mktemp("commands")
+    words = {
+        "readout": f"shield readout {inputs(world)} --ranker {world.ranker} --gamma 1.0 "
+        f"--epochs 3 --seed {world.roles_seed} --out {out}/readout.safetensors",
+        "bases": f"shield bases {inputs(world)} --energy 0.9 --seed {world.roles_seed} "
+        f"--out {out}/bases.safetensors",
+        "train": f"rl train {run_flags(world)} --shield nullspace --adapter {world.adapter} "
+        f"--bases {out}/bases.safetensors --out {out}/run --scratch {out}/scratch {flags(TRAINING)}",
+        "evaluate": f"rl evaluate {run_flags(world)} --shield nullspace --run {out}/run "
+        f"--readout {out}/readout.safetensors {flags(SamplingSettings())} {flags(EVALUATION)}",
+    }
+    made = {"readout": "readout.safetensors", "bases": "bases.safetensors"}
+    for name, line in words.items():
+        done = command(line)
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+        assert done.stdout.splitlines()[-1].startswith(f"{out / made.get(name, 'run')}: ")
+    return out
+
+
+def test_readout_and_bases(out):
+    assert load_file(out / "readout.safetensors").keys() == {"weight", "gamma"}
+    assert read_json(out / "readout.json")["gamma"] == 1.0
+    bases = load_bases(out / "bases.safetensors")
+    assert len(bases) == 2 * 7
+    for basis in bases.values():
+        torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5, rtol=0)
+
+
+def test_the_files_of_a_run(out):
+    assert sorted(p.relative_to(out / "run").as_posix() for p in (out / "run").rglob("*")) == [
+        "adapter",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "evaluation.json",
+        "explanations.jsonl",
+        "rankings.parquet",
+        "snapshots.safetensors",
+        "summary.json",
+        "train.jsonl",
+    ]
+    assert not list((out / "scratch").glob("*"))
+
+
+def test_the_log_and_the_summary(out):
+    rows = read_jsonl(out / "run" / "train.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert set(rows[0]) >= {
+        *("reward", "reward_length", "reward_relevance", "reward_coherence", "kl", "words"),
+        *("policy_loss", "value_loss", "entropy", "clip_share", "explained_variance", "seconds"),
+    }
+    summary = read_json(out / "run" / "summary.json")
+    adapter = load_file(out / "run" / "adapter" / "adapter_model.safetensors")
+    trained = sum(array.size for array in adapter.values())
+    assert summary["trainable_parameters"] == trained
+    assert 0 < summary["trainable_share"] < 1
+    assert summary["adapter_sha256"] == sha256(out / "run/adapter/adapter_model.safetensors")
+    assert (summary["dataset"], summary["variant"], summary["seed"]) == ("books", "shielded", 5)
+    assert (summary["steps"], summary["shield"]["kind"]) == (2, "nullspace")
+    assert summary["shield"]["leakage"] < 1e-6
+    assert summary["peak_memory_mb"] > 50
+    assert len(summary["fingerprint"]) == 64
+
+
+def test_the_evaluation_has_the_keys_others_read(out):
+    got = read_json(out / "run" / "evaluation.json")
+    assert (got["dataset"], got["variant"], got["seed"], got["gamma"]) == (
+        *("books", "shielded", 5),
+        1.0,
+    )
+    assert set(got["ranker"]) == set(got["served_before"]) == set(got["served_after"]) == FIGURES
+    assert [row["step"] for row in got["curve"]] == [0, 1, 2]
+    assert all(set(row) >= FIGURES | {"step", "ctr", "quality", "words"} for row in got["curve"])
+    assert set(got["ndcg_change"]) == {"mean", "low", "high"}
+    assert {role: drift["users"] for role, drift in got["drift"].items()} == {
+        "protected": 5,
+        "heldout": 7,
+    }
+    assert set(got["drift"]["heldout"]) == {
+        *("users", "max_score_change", "mean_score_change", "top10_identical", "kendall_tau"),
+        *("ndcg_change", "hr_change", "ndcg_low", "ndcg_high"),
+    }
+    assert set(got["ctr"]) == {
+        *("before", "after", "relative", "relative_low", "relative_high", "attainable"),
+        *("lift_share", "lift_share_low", "lift_share_high"),
+    }
+    assert set(got["text"]) == {
+        f"{name}_{when}"
+        for name in ("words", "quality", "unique", "empty")
+        for when in ("before", "after")
+    }
+
+
+def test_the_evaluation_agrees_with_its_rows(out):
+    got = read_json(out / "run" / "evaluation.json")
+    rows = pl.DataFrame(read_jsonl(out / "run" / "explanations.jsonl"))
+    assert set(rows.columns) == {
+        *("step", "user", "item", "position", "title", "categories", "history", "text"),
+        *("quality", "propensity"),
+    }
+    assert len(rows) == 3 * 5 * 2
+    means = rows.group_by("step").agg(pl.col("quality").mean()).sort("step")["quality"]
+    assert [row["quality"] for row in got["curve"]] == pytest.approx(means.to_list())
+    shown = rows.select("step", "user", "item", "position").partition_by("step", include_key=False)
+    assert shown[0].equals(shown[1])
+    assert shown[0].equals(shown[2])
+
+    lists = pl.read_parquet(out / "run" / "rankings.parquet")
+    assert set(lists["step"]) == {0, 2}
+    before, after = (
+        lists.filter(pl.col("step") == step).sort("role", "user", "position") for step in (0, 2)
+    )
+    same = before.with_columns(same=before["item"] == after["item"])
+    for role, drift in got["drift"].items():
+        identical = same.filter(pl.col("role") == role).group_by("user").agg(pl.col("same").all())
+        assert drift["top10_identical"] == pytest.approx(identical["same"].mean())
+    # The slate explained is the top of the served list of the untrained adapter.
+    top = before.filter(pl.col("position") <= 2).select("user", "item", "position")
+    assert shown[0].join(top, on=["user", "item", "position"], how="anti").is_empty()
+
+
+def again(world, out, folder, **changes) -> dict:
+    """Evaluate the run once more in a copy of its folder."""
+    shutil.copytree(out / "run", folder)
+    arguments = {
+        "data": world.data,
+        "ranker": world.ranker,
+        "base": world.base,
+        "run": folder,
+        "readout": out / "readout.safetensors",
+        "templates": world.templates,
+        "dataset": "books",
+        "variant": "shielded",
+        "prompt": world.prompt,
+        "roles": world.roles,
+        "sampling": SamplingSettings(),
+        "settings": EVALUATION,
+        "shield": "nullspace",
+        "explanation_tokens": world.explanation_tokens,
+        "roles_seed": world.roles_seed,
+        "seed": 5,
+    }
+    evaluate.main(**arguments | changes)
+    return read_json(folder / "evaluation.json")
+
+
+def test_a_second_evaluation_writes_the_same_bytes(world, out, tmp_path):
+    again(world, out, tmp_path / "run")
+    for name in ("evaluation.json", "explanations.jsonl", "rankings.parquet"):
+        assert sha256(tmp_path / "run" / name) == sha256(out / "run" / name), name
+
+
+def test_ranking_with_the_adapter_off_does_not_drift_at_all(world, out, tmp_path):
+    got = again(world, out, tmp_path / "run", shield="separate")
+    for drift in got["drift"].values():
+        assert drift["max_score_change"] == drift["mean_score_change"] == 0.0
+        assert (drift["top10_identical"], drift["ndcg_change"], drift["hr_change"]) == (1.0, 0, 0)
+        assert drift["kendall_tau"] == pytest.approx(1.0)
+    assert got["served_before"] == got["served_after"]
+    assert got["ndcg_change"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    # Ranking apart, it is the same run: the same texts, and a drift where the adapter is on.
+    assert sha256(tmp_path / "run/explanations.jsonl") == sha256(out / "run/explanations.jsonl")
+    assert read_json(out / "run/evaluation.json")["drift"]["heldout"]["max_score_change"] > 0
+
+
+def test_an_adapter_of_another_base_is_one_line_on_stderr(world, out, tmp_path):
+    tokenizer = load_tokenizer(world.base)
+    other = save_model(tiny_llama(len(tokenizer), width=64), tokenizer, tmp_path / "other")
+    run = shutil.copytree(out / "run", tmp_path / "run")
+    (run / "evaluation.json").unlink()
+    done = command(
+        f"rl evaluate {run_flags(world)} --base {other} --run {run} "
+        f"--readout {out}/readout.safetensors {flags(SamplingSettings())} {flags(EVALUATION)}"
+    )
+    assert done.returncode == 1
+    # Libraries may warn before; the error is the last line, and one line.
+    assert done.stderr.splitlines()[-1].startswith(
+        f"python -m shielded_recrl.rl evaluate: error: {run / 'adapter'}: the adapter does not fit"
+    )
+    assert "Traceback" not in done.stderr
+    assert not (run / "evaluation.json").exists()
+
+
+def test_a_corrupted_readout_is_one_line(world, out, tmp_path):
+    path = tmp_path / "readout.safetensors"
+    path.write_bytes((out / "readout.safetensors").read_bytes()[:-10])
+    with pytest.raises(UserError, match="not a readable safetensors file") as caught:
+        again(world, out, tmp_path / "run", readout=path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_readout_of_another_base_is_one_line(world, out, tmp_path):
+    path = tmp_path / "readout.safetensors"
+    save_file({"weight": np.zeros((8, 64), "f4"), "gamma": np.array(1.0)}, path)
+    with pytest.raises(UserError, match="readout") as caught:
+        again(world, out, tmp_path / "run", readout=path)
+    assert "\n" not in str(caught.value)

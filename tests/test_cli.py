@@ -1,0 +1,77 @@
+"""Commands: what help says, and that every mistake is one line and exit status 1."""
+
+import subprocess
+import sys
+
+import pytest
+
+STAGES = ["audit", "data", "explainer", "ranker", "report", "rl", "shield"]
+
+
+def call(stage, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"shielded_recrl.{stage}", *arguments],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("flag", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(stage, flag):
+    result = call(stage, *flag)
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"usage: python -m shielded_recrl.{stage} COMMAND")
+    listed = result.stdout.split("commands:\n")[1].splitlines()
+    assert listed
+    for line in listed:
+        name, summary = line.split(maxsplit=1)
+        assert name.isidentifier()
+        assert len(summary) > 10
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_unknown_command_is_one_line(stage):
+    result = call(stage, "dance")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert f"shielded_recrl.{stage}: unknown command 'dance'; expected one of: " in line
+
+
+def test_help_of_a_command_explains_every_argument():
+    text = call("data", "prepare", "--help").stdout
+    for word in ("--dataset", "--interactions", "--min-weight", "--seed"):
+        assert word in text
+    assert "Iterated k-core" in text
+
+
+def test_bad_input_is_one_line(tmp_path):
+    result = call(
+        "data",
+        *("prepare", "--dataset", "steam", "--interactions", "no.csv", "--out", str(tmp_path)),
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("python -m shielded_recrl.data prepare: error: no.csv: ")
+
+
+def test_value_out_of_range_is_one_line(tmp_path):
+    result = call(
+        "data",
+        *("prepare", "--dataset", "steam", "--interactions", "no.csv", "--out", str(tmp_path)),
+        *("--valid-share", "0.7"),
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line == (
+        "python -m shielded_recrl.data prepare: error: valid_share: "
+        "Input should be less than 0.5; got 0.7"
+    )
+
+
+def test_unknown_flag_names_it_without_a_trace(tmp_path):
+    result = call("data", "prepare", "--colour", "red")
+    assert result.returncode != 0
+    assert "--colour" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,110 @@
+"""What runs and where its files lie."""
+
+import shlex
+
+import pytest
+
+from shielded_recrl.config import Config, load_config
+from shielded_recrl.study import Study, base_name, present
+
+HUB = "org/lm"
+COMMIT = "0" * 40
+
+
+def study(**values):
+    return Study(load_config(values), {"books": {"a.gz": {}, "b.gz": {}}})
+
+
+def cell(dataset, *variants, seeds=(1,)):
+    return {"dataset": dataset, "variants": list(variants), "seeds": list(seeds)}
+
+
+def test_runs_are_each_once_in_the_order_of_the_config():
+    made = study(
+        study=[
+            cell("steam", "no_proj", seeds=[2, 1]),
+            cell("books", "shielded"),
+            cell("steam", "shielded", "no_proj", seeds=[1]),
+        ]
+    )
+    assert made.runs == [
+        ("steam", "no_proj", 2),
+        ("steam", "no_proj", 1),
+        ("books", "shielded", 1),
+        ("steam", "shielded", 1),
+    ]
+    assert made.datasets == ["steam", "books"]
+
+
+def test_raw_files_of_each_source(tmp_path):
+    made = study(
+        datasets={
+            "books": {"source": "download"},
+            "ml25m": {"source": str(tmp_path)},
+            "steam": {"source": "my plays.csv", "metadata": "games.json.gz"},
+        },
+    )
+    assert made.raw_paths("books") == ["resources/raw/books/a.gz", "resources/raw/books/b.gz"]
+    assert made.raw_paths("ml25m") == [str(tmp_path / "ratings.csv"), str(tmp_path / "movies.csv")]
+    assert shlex.split(made.raw_flags("steam")) == [
+        *("--interactions", "my plays.csv", "--metadata", "games.json.gz"),
+    ]
+    assert "--synthetic False" in made.prepare_flags("steam")
+    embedded = Study(Config(), {})
+    assert embedded.raw_inputs("books") == ["results/data/books/raw"]
+    assert "--synthetic True" in embedded.prepare_flags("books")
+
+
+def test_missing_files_of_the_user_are_no_inputs(tmp_path):
+    there = tmp_path / "there"
+    there.touch()
+    paths = ("results/made", "resources/fetched", str(there), str(tmp_path / "missing"))
+    assert present(*paths) == ["results/made", "resources/fetched", str(there)]
+
+
+@pytest.mark.parametrize(
+    ("explainer", "name", "path"),
+    [
+        ({}, "embedded", "results/explainer/books/embedded/model"),
+        ({"precision": "nf4"}, "embedded-nf4", "results/explainer/books/embedded/model"),
+        ({"base": HUB, "revision": COMMIT}, "org--lm", "resources/models/org--lm"),
+        ({"base": "../models/lm"}, "lm", "../models/lm"),
+    ],
+)
+def test_base_has_one_name_and_one_folder(explainer, name, path):
+    made = study(explainer=explainer)
+    assert base_name(made.variants["shielded"].explainer) == name
+    assert made.base_path("books", name) == path
+
+
+def test_variants_of_two_hub_bases_keep_their_commits():
+    made = study(
+        variants={
+            "shielded": {},
+            "hub": {"explainer": {"base": HUB, "revision": COMMIT}},
+            "hub4": {"explainer": {"base": HUB, "revision": COMMIT, "precision": "nf4"}},
+        },
+        study=[cell("books", "shielded")],
+    )
+    assert made.revisions() == {"org--lm": COMMIT}
+    assert set(made.bases) == {"embedded", "org--lm", "org--lm-nf4"}
+
+
+def test_only_the_shield_that_reads_bases_waits_for_them():
+    made = Study(Config(), {})
+    assert "bases" in made.train_inputs("books", "shielded")
+    assert "bases" not in made.train_inputs("books", "no_proj")
+    assert "bases" not in made.train_inputs("books", "separate")
+    assert "readout" not in made.train_inputs("books", "shielded")
+    assert made.evaluate_inputs("books", "no_proj").keys() == {"readout", "base"}
+
+
+def test_ablations_share_what_they_do_not_change():
+    made = Study(Config(), {})
+    default = made.run_paths("books", "shielded")
+    longer = made.run_paths("books", "long_expl")
+    assert default == made.run_paths("books", "kl0")
+    assert longer["adapter"] == default["adapter"]
+    assert longer["readout"] != default["readout"]
+    assert made.run_paths("books", "lora4")["readout"] == default["readout"]
+    assert made.run_paths("books", "lora4")["adapter"] != default["adapter"]

@@ -1,0 +1,161 @@
+"""The real workflow in copies of the repository, so that no test touches the results of the user."""
+
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = {"dataset", "variant", "seed", "shield", "provenance", "notes"}
+
+
+class Plan(NamedTuple):
+    """What a dry run would do: the message of every job, and the jobs of each rule."""
+
+    jobs: Counter[str]
+    rules: Counter[str]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the repository with its own results."""
+
+    folder: Path
+
+    def start(
+        self,
+        *targets: str,
+        config: str | None = "tests/tiny.yaml",
+        changes: dict[str, Any] | None = None,
+        log: Path | None = None,
+    ) -> subprocess.Popen:
+        """Start `snakemake`, `changes` laid over the config, in a process group of its own."""
+        files = [] if config is None else ["--configfile", config]
+        if changes is not None:
+            (self.folder / "changes.yaml").write_text(yaml.safe_dump(changes))
+            files.append("changes.yaml")
+        return subprocess.Popen(
+            [sys.executable, "-m", "snakemake", "--cores", "2", *targets, *files],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE if log is None else log.open("w"),
+            stderr=subprocess.PIPE if log is None else subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *args: str, check: bool = True, **settings: Any) -> subprocess.CompletedProcess:
+        """Run `snakemake` to its end; a test that is stopped leaves no job behind."""
+        process = self.start(*args, **settings)
+        try:
+            stdout, stderr = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        assert process.returncode == 0 or not check, f"{stdout}\n{stderr}"
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def plan(self, *args: str, **settings: Any) -> Plan:
+        """The jobs a run would start."""
+        result = self.run("-n", *args, **settings)
+        text = result.stdout + result.stderr
+        jobs = Counter(re.findall(r"^Job \d+: (.+)$", text, re.MULTILINE))
+        table = re.search(r"^job +count\n[- ]+\n((?:\w+ +\d+\n)+)", text, re.MULTILINE)
+        if table is None:
+            assert "Nothing to be done" in text
+            assert not jobs
+            return Plan(jobs, Counter())
+        rules = {name: int(count) for name, count in map(str.split, table[1].splitlines())}
+        assert rules.pop("total") == sum(rules.values()) == jobs.total()
+        return Plan(jobs, Counter(rules))
+
+    def read(self, path: str) -> str:
+        return (self.folder / path).read_text(encoding="utf-8")
+
+    def edit(self, path: Path | str, old: str, new: str) -> None:
+        """Replace the one place where `old` stands."""
+        file = self.folder / path
+        text = file.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{path} has {old!r} {text.count(old)} times"
+        file.write_text(text.replace(old, new), encoding="utf-8")
+
+    def pristine(self, folder: Path) -> "Copy":
+        """A copy of this copy without its results."""
+        left_out = shutil.ignore_patterns("results", ".snakemake")
+        shutil.copytree(self.folder, folder, symlinks=True, ignore=left_out)
+        return Copy(folder)
+
+    def twin(self, folder: Path) -> "Copy":
+        """A copy of this copy, results and times of change included."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Copy(folder)
+
+
+def clean_copy(folder: Path) -> Copy:
+    """The files of the repository as they are now, without anything ignored."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        source, target = ROOT / name, folder / name
+        if source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+    return Copy(folder)
+
+
+@pytest.fixture
+def clean(tmp_path) -> Copy:
+    """A copy in which nothing has run."""
+    return clean_copy(tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def untouched(tmp_path_factory) -> Copy:
+    """A copy in which nothing has run, shared by tests that only look."""
+    return clean_copy(tmp_path_factory.mktemp("untouched") / "copy")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Copy:
+    """The finished run of tests/tiny.yaml; tests that change it take a `twin`."""
+    copy = clean_copy(tmp_path_factory.mktemp("tiny") / "copy")
+    copy.run()
+    return copy
+
+
+@pytest.fixture
+def twin(tiny, tmp_path) -> Copy:
+    """A finished run to change at will."""
+    return tiny.twin(tmp_path / "twin")
+
+
+@pytest.fixture(scope="session")
+def assert_whole():
+    """Check a row of the table: every number is finite, an empty cell is named in the notes."""
+
+    def check(row: dict[str, str]) -> None:
+        for name, cell in row.items():
+            if name in TEXT or cell in ("true", "false"):
+                continue
+            if cell == "":
+                explained = re.findall(r"[\w@]+(?=[^:;]*: )", row["notes"])
+                assert name in explained, f"{name} is empty, notes say {row['notes']!r}"
+            else:
+                assert math.isfinite(float(cell)), f"{name} is {cell}"
+
+    return check

@@ -1,0 +1,132 @@
+"""Bad input ends in one clear line, leaves nothing half-written, and holds nobody else up."""
+
+import json
+import re
+
+import pytest
+
+from shielded_recrl.files import sha256
+from shielded_recrl.ranker.sasrec import SASRec, load, save
+
+pytestmark = pytest.mark.slow
+
+TARGETS = [f"results/data/{name}/stats.json" for name in ("books", "ml25m", "steam")]
+ML25M_STUDY = {
+    "study": [
+        {"dataset": name, "variants": ["shielded"], "seeds": [1]}
+        for name in ("books", "ml25m", "steam")
+    ]
+}
+
+
+def errors(log):
+    """The lines that tell the user what is wrong; there is no trace of a crash."""
+    assert "Traceback" not in log
+    return re.findall(r"^python -m shielded_recrl[.\w ]+: error: (.+)$", log, re.MULTILINE)
+
+
+def assert_nothing_written(copy, dataset):
+    folder = copy.folder / "results/data" / dataset
+    found = [path.name for path in folder.glob("*")] if folder.exists() else []
+    assert [name for name in found if name != "raw"] == []
+
+
+@pytest.fixture(scope="module")
+def three_bad(tiny, tmp_path_factory):
+    """Raw files that are cut short, of another shape, and missing, one a dataset."""
+    copy = tiny.pristine(tmp_path_factory.mktemp("bad") / "copy")
+    reviews = (tiny.folder / "results/data/books/raw/reviews_Books_5.json.gz").read_bytes()
+    (copy.folder / "cut.json.gz").write_bytes(reviews[: len(reviews) // 2])
+    (copy.folder / "ratings.csv").write_text("user,stars\n1,5\n2,3\n")
+    changes = ML25M_STUDY | {
+        "datasets": {
+            "books": {"source": "cut.json.gz"},
+            "ml25m": {"source": "ratings.csv"},
+            "steam": {"source": "nowhere/steam-200k.csv"},
+        }
+    }
+    result = copy.run("--keep-going", *TARGETS, changes=changes, check=False)
+    assert result.returncode != 0
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("dataset", "says"),
+    [
+        ("books", r"^cut\.json\.gz: .*(truncated|cut|damaged|end)"),
+        ("ml25m", r"^ratings\.csv.*userId"),
+        ("steam", r"^nowhere/steam-200k\.csv: no such file"),
+    ],
+)
+def test_bad_raw_file(three_bad, dataset, says):
+    (error,) = errors(three_bad.read(f"results/logs/data/{dataset}/prepare.log"))
+    assert re.search(says, error)
+    assert_nothing_written(three_bad, dataset)
+
+
+def test_other_datasets_finish(clean):
+    changes = {
+        "datasets": {
+            "steam": {"source": "nowhere.csv"},
+            "ml25m": {"min_interactions": 1000},
+        }
+    }
+    result = clean.run("--keep-going", *TARGETS, changes=ML25M_STUDY | changes, check=False)
+    assert result.returncode != 0
+    assert json.loads(clean.read(TARGETS[0]))["kept"] > 0
+    (steam,) = errors(clean.read("results/logs/data/steam/prepare.log"))
+    assert "nowhere.csv" in steam
+    (ml25m,) = errors(clean.read("results/logs/data/ml25m/prepare.log"))
+    assert "min_interactions 1000" in ml25m
+    for dataset in ("ml25m", "steam"):
+        assert_nothing_written(clean, dataset)
+
+
+def test_checkpoint_of_another_dataset(twin):
+    """The ranker of a larger catalogue, put where that of this one belongs."""
+    path = "results/ranker/books/model.safetensors"
+    _, about = load(twin.folder / path)
+    larger = type(about)(**vars(about) | {"n_items": about.n_items + 7})
+    save(twin.folder / path, SASRec(larger.n_items, larger.settings).state_dict(), larger)
+    result = twin.run("results/ranker/books/states.safetensors", check=False)
+    assert result.returncode != 0
+    (error,) = errors(twin.read("results/logs/ranker/books/evaluate.log"))
+    assert error.startswith(f"{path}: trained on {larger.n_items} items")
+    assert not (twin.folder / "results/ranker/books/states.safetensors").exists()
+
+
+def test_damaged_checkpoint_of_training_names_the_file(twin):
+    path = "results/scratch/rl/books/shielded/seed-1/checkpoint.safetensors"
+    (twin.folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (twin.folder / path).write_bytes(b"half a checkpoint")
+    run = "results/rl/books/shielded/seed-1"
+    adapter = sha256(twin.folder / run / "adapter")
+    result = twin.run("--forcerun", "train_policy", "--", f"{run}/summary.json", check=False)
+    assert result.returncode != 0
+    (error,) = errors(twin.read("results/logs/rl/books/shielded/seed-1/train.log"))
+    assert error.startswith(f"{path}: damaged checkpoint")
+    (twin.folder / path).unlink()
+    twin.run(f"{run}/summary.json")
+    assert sha256(twin.folder / run / "adapter") == adapter
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"rl": {"stepz": 3}},
+            "config: rl.stepz: unknown key; see docs/configuration.md for the known ones",
+        ),
+        (
+            {"datasets": {"yelp": {}}},
+            "config: datasets.yelp: unknown dataset; expected one of books, ml25m, steam",
+        ),
+    ],
+)
+def test_bad_config_is_one_line(untouched, changes, line):
+    result = untouched.run("-n", changes=changes, check=False)
+    assert result.returncode != 0
+    ours = [text for text in result.stderr.splitlines() if not text.startswith("Config file ")]
+    assert ours == [line]
+    assert not result.stdout
+    assert not (untouched.folder / "results").exists()

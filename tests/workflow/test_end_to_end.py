@@ -1,0 +1,135 @@
+"""From raw data to the table: complete, finished, and the same bytes when killed and run again."""
+
+import csv
+import os
+import re
+import signal
+import time
+
+import pytest
+from safetensors import safe_open
+
+from shielded_recrl.files import read_jsonl, sha256
+
+pytestmark = pytest.mark.slow
+
+RUNS = [("books", "shielded", "1"), ("books", "no_proj", "1"), ("steam", "shielded", "1")]
+RUN = "results/rl/books/shielded/seed-1"
+CHECKPOINT = "results/scratch/rl/books/shielded/seed-1/checkpoint.safetensors"
+STEPS = 8
+ONE_RUN = {"study": [{"dataset": "books", "variants": ["shielded"], "seeds": [1]}]}
+
+
+def rows(copy):
+    return list(csv.DictReader(copy.read("results/aggregate_results.csv").splitlines()))
+
+
+def test_table_has_one_whole_row_a_run(tiny, assert_whole):
+    table = rows(tiny)
+    assert [(row["dataset"], row["variant"], row["seed"]) for row in table] == RUNS
+    for row in table:
+        assert_whole(row)
+        assert row["synthetic"] == "true"
+    assert float(table[0]["ranker_ndcg@10"]) > 0
+    assert table[0]["served_before_ndcg@10"] == table[1]["served_before_ndcg@10"]
+
+
+def test_training_moved_the_text_and_the_shield_held_the_protected_ranking(tiny):
+    shielded, free, _ = rows(tiny)
+    assert float(free["kl"]) > 0
+    protected = "drift_protected_max_score_change"
+    assert float(shielded[protected]) < 0.2 * float(free[protected])
+
+
+def test_figures_tables_logs_and_benchmarks_are_there(tiny):
+    report = tiny.folder / "results/report"
+    for name in ("ctr_over_steps", "ndcg_over_steps", "ablation"):
+        assert (report / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (report / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
+    for name in ("results", "drift"):
+        assert r"\begin{tabular}" in (report / f"tables/{name}.tex").read_text()
+    for stage in ("data", "ranker", "explainer", "shield", "rl", "audit", "report"):
+        logs = list((tiny.folder / "results/logs" / stage).rglob("*.log"))
+        tables = list((tiny.folder / "results/benchmarks" / stage).rglob("*.tsv"))
+        assert len(logs) == len(tables) > 0
+        assert all(log.stat().st_size for log in logs)
+
+
+def test_nothing_half_written_and_no_checkpoint_is_left(tiny):
+    files = [path for path in (tiny.folder / "results").rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert not [path for path in files if path.suffix == ".partial"]
+    assert not [path for path in files if path.name == "checkpoint.safetensors"]
+
+
+def test_second_run_has_nothing_to_do(tiny):
+    assert "Nothing to be done" in tiny.run().stderr
+
+
+def test_report_is_one_page_with_the_figures(twin):
+    twin.run("--report", "report.html")
+    page = twin.read("report.html")
+    for name in ("aggregate_results.csv", "ctr_over_steps", "ndcg_over_steps", "ablation"):
+        assert name in page
+
+
+class TestKilledAndResumed:
+    """One run from scratch, elsewhere, killed in the middle of training and started again."""
+
+    @pytest.fixture(scope="class")
+    def killed(self, tiny, tmp_path_factory):
+        """The copy with its training killed; `tiny` goes first, side by side both only wait."""
+        copy = tiny.pristine(tmp_path_factory.mktemp("killed") / "copy")
+        process = copy.start(f"{RUN}/summary.json", changes=ONE_RUN, log=copy.folder / "first.log")
+        checkpoint = copy.folder / CHECKPOINT
+        while not checkpoint.exists() and process.poll() is None:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, copy.read("first.log")
+        with safe_open(checkpoint, framework="np") as file:
+            saved = int(file.metadata()["step"])
+        assert 1 <= saved < STEPS
+        assert not (copy.folder / RUN / "summary.json").exists()
+        return copy
+
+    @pytest.fixture(scope="class")
+    def resumed(self, killed):
+        killed.run("--unlock", changes=ONE_RUN)
+        killed.run("--rerun-incomplete", changes=ONE_RUN)
+        return killed
+
+    def test_log_says_resumed(self, resumed):
+        log = resumed.read("results/logs/rl/books/shielded/seed-1/train.log")
+        step = re.search(r"resumed at step (\d+) from results/scratch", log)
+        assert 1 <= int(step[1]) < STEPS
+
+    def test_checkpoint_is_gone(self, resumed):
+        assert not (resumed.folder / CHECKPOINT).exists()
+
+    def test_adapter_and_snapshots_are_those_of_the_undisturbed_run(self, tiny, resumed):
+        for name in ("adapter/adapter_model.safetensors", "snapshots.safetensors"):
+            assert sha256(resumed.folder / RUN / name) == sha256(tiny.folder / RUN / name), name
+
+    def test_training_curve_is_that_of_the_undisturbed_run(self, tiny, resumed):
+        curves = [
+            [row | {"seconds": 0} for row in read_jsonl(copy.folder / RUN / "train.jsonl")]
+            for copy in (tiny, resumed)
+        ]
+        assert len(curves[0]) == STEPS
+        assert curves[0] == curves[1]
+
+    @pytest.mark.parametrize(
+        "folder",
+        ["data/books", "ranker/books", "explainer/books", "shield/books", "audit/books/shielded"],
+    )
+    def test_two_runs_from_scratch_write_the_same_bytes(self, tiny, resumed, folder):
+        ours, theirs = (copy.folder / "results" / folder for copy in (tiny, resumed))
+        files = [path.relative_to(ours) for path in ours.rglob("*") if path.is_file()]
+        assert files
+        assert [name for name in files if sha256(ours / name) != sha256(theirs / name)] == []
+
+    def test_two_runs_from_scratch_give_the_same_row(self, tiny, resumed):
+        row, same = rows(tiny)[0], rows(resumed)[0]
+        measured = {"seconds", "peak_memory_mb"}
+        assert measured < row.keys()
+        assert [key for key in row if key not in measured and row[key] != same[key]] == []

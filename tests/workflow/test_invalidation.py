@@ -1,0 +1,107 @@
+"""A change reruns what depends on it, and nothing else."""
+
+import re
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+LIBRARY = "workflow/shielded_recrl"
+TABLE = {
+    "Collect all runs into results/aggregate_results.csv, figures and tables",
+    "Table, figures and LaTeX tables are up to date",
+}
+
+
+def test_moved_folder_reruns_nothing(twin):
+    twin.folder.rename(twin.folder.with_name("moved"))
+    moved = type(twin)(twin.folder.with_name("moved"))
+    assert not moved.plan().jobs
+
+
+def test_comments_docstrings_and_layout_rerun_nothing(twin):
+    for path in (twin.folder / LIBRARY).rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r'\A"""', '"""Said in other words. ', text)
+        text = re.sub(r"^def ", "# Why it is so.\n\n\ndef ", text, flags=re.MULTILINE)
+        path.write_text(text + "\n\n# The end.\n", encoding="utf-8")
+    assert "Why it is so" in twin.read(f"{LIBRARY}/rl/ppo.py")
+    assert not twin.plan().jobs
+
+
+def test_ppo_maths_rerun_training_and_what_follows(twin):
+    twin.edit(
+        f"{LIBRARY}/rl/ppo.py",
+        "rewards = -kl_weight * (logp - reference)",
+        "rewards = -2 * kl_weight * (logp - reference)",
+    )
+    rules = twin.plan().rules
+    assert rules == {
+        "train_policy": 3,
+        "evaluate_policy": 3,
+        "audit_policy": 3,
+        "aggregate": 1,
+        "all": 1,
+    }
+
+
+def test_read_out_reruns_evaluation_but_not_training(twin):
+    plan = twin.plan(changes={"ranking": {"weight_decay": 0.2}})
+    assert plan.rules == {
+        "fit_readout": 2,
+        "evaluate_policy": 3,
+        "audit_policy": 3,
+        "aggregate": 1,
+        "all": 1,
+    }
+
+
+def test_dataset_setting_reruns_that_dataset_alone(twin):
+    plan = twin.plan(changes={"datasets": {"books": {"min_weight": 3}}})
+    assert plan.rules == {
+        "prepare": 1,
+        "train_ranker": 1,
+        "evaluate_ranker": 1,
+        "pretrain": 1,
+        "init_lora": 1,
+        "fit_readout": 1,
+        "collect_bases": 1,
+        "train_policy": 2,
+        "evaluate_policy": 2,
+        "audit_policy": 2,
+        "aggregate": 1,
+        "all": 1,
+    }
+    assert [job for job in plan.jobs if job not in TABLE and "books" not in job] == []
+
+
+def test_new_seed_adds_its_three_jobs(twin):
+    study = yaml.safe_load(twin.read("tests/tiny.yaml"))["study"]
+    study[0]["variants"].remove("no_proj")
+    study.append({"dataset": "books", "variants": ["no_proj"], "seeds": [1, 2]})
+    plan = twin.plan(changes={"study": study})
+    assert plan.jobs.keys() == TABLE | {
+        "Train no_proj on books, seed 2",
+        "Evaluate no_proj on books, seed 2",
+        "Audit no_proj on books, seed 2",
+    }
+    assert set(plan.jobs.values()) == {1}
+
+
+def test_margin_of_the_report_reruns_the_table(twin):
+    plan = twin.plan(changes={"report": {"ndcg_margin": 0.02}})
+    assert plan.rules == {"aggregate": 1, "all": 1}
+
+
+def test_setting_of_one_variant_reruns_that_variant(twin):
+    plan = twin.plan(changes={"variants": {"no_proj": {"rl": {"kl_weight": 0.1}}}})
+    assert plan.jobs.keys() == TABLE | {
+        "Train no_proj on books, seed 1",
+        "Evaluate no_proj on books, seed 1",
+        "Audit no_proj on books, seed 1",
+    }
+
+
+def test_machine_settings_rerun_nothing(twin):
+    assert not twin.plan(changes={"resources": {"threads": 2, "mem_mb": 900, "gpu": 1}}).jobs

@@ -1,0 +1,122 @@
+"""The rules keep the conventions that make the workflow easy to live in."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ["audit", "data", "explainer", "ranker", "report", "rl", "shield"]
+RULE = re.compile(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", re.MULTILINE | re.DOTALL)
+
+
+def rules():
+    """Name, text and file of every rule."""
+    found = []
+    for path in sorted(ROOT.glob("rules/*.smk")):
+        for name, text in RULE.findall(path.read_text()):
+            found.append(pytest.param(text, path, id=name))
+    return found
+
+
+def directive(text, name):
+    """The block under a directive of a rule."""
+    found = re.search(rf"^    {name}:(.*?)(?=^    \w|\Z)", text + "\n", re.MULTILINE | re.DOTALL)
+    assert found, f"no {name}"
+    return found[1].strip()
+
+
+def test_stage_has_the_same_name_everywhere():
+    assert sorted({path.stem for path in ROOT.glob("rules/*.smk")} - {"common"}) == STAGES
+    packages = (ROOT / "workflow/shielded_recrl").glob("*/__main__.py")
+    assert sorted(path.parent.name for path in packages) == STAGES
+    assert sorted({path.stem for path in ROOT.glob("envs/*.yaml")} - {"download"}) == STAGES
+    assert {f"{stage}.md" for stage in STAGES} <= {path.name for path in ROOT.glob("docs/*.md")}
+
+
+def test_snakefile_is_a_table_of_contents():
+    lines = (ROOT / "Snakefile").read_text().splitlines()
+    assert len(lines) <= 80
+    included = re.findall(r'include: "rules/(\w+)\.smk"', "\n".join(lines))
+    assert sorted(included) == sorted([*STAGES, "common"])
+
+
+def test_there_are_rules_to_look_at():
+    assert len(rules()) == 14
+
+
+@pytest.mark.parametrize(("text", "path"), rules())
+class TestRule:
+    def test_says_what_it_does(self, text, path):
+        assert len(directive(text, "message")) > 10
+
+    def test_keeps_log_and_benchmark_of_its_stage(self, text, path):
+        log, benchmark = directive(text, "log"), directive(text, "benchmark")
+        assert re.match(rf'"results/logs/{path.stem}/.+\.log"', log)
+        assert re.match(rf'"results/benchmarks/{path.stem}/.+\.tsv"', benchmark)
+        assert "2>&1 | tee {log}" in directive(text, "shell")
+
+    def test_names_threads_memory_and_code(self, text, path):
+        assert directive(text, "threads")
+        assert "mem_mb=" in directive(text, "resources")
+        assert f'code=code_digest("shielded_recrl.{path.stem}.' in directive(text, "params")
+
+    def test_code_is_the_command_it_runs(self, text, path):
+        stage, command = re.search(
+            r"python -m shielded_recrl\.(\w+) (\w+)", directive(text, "shell")
+        ).groups()
+        assert f'code_digest("shielded_recrl.{stage}.{command}")' in text
+
+    def test_environment_exists_and_names_its_packages(self, text, path):
+        file = (path.parent / directive(text, "conda").strip('"')).resolve()
+        environment = yaml.safe_load(file.read_text())
+        assert environment["channels"]
+        assert environment["dependencies"]
+
+
+def test_gpu_goes_to_rules_that_train_or_generate():
+    wanting = {rule.id for rule in rules() if "gpu=LM_GPU" in rule.values[0]}
+    assert wanting == {
+        "train_ranker",
+        "pretrain",
+        "fit_readout",
+        "collect_bases",
+        "train_policy",
+        "evaluate_policy",
+    }
+
+
+def test_rule_files_say_what_goes_in_and_out():
+    for stage in STAGES:
+        first, second = (ROOT / f"rules/{stage}.smk").read_text().splitlines()[:2]
+        assert first.startswith("# REQUIRED INPUTS: ")
+        assert second.startswith("# OUTPUTS: ")
+
+
+@pytest.mark.slow
+class TestDryRun:
+    def test_default_config_runs_every_run_once(self, untouched):
+        plan = untouched.plan(config="config/config.yaml")
+        assert plan.rules["train_policy"] == plan.rules["audit_policy"] == 21
+        assert plan.rules["train_ranker"] == plan.rules["pretrain"] == 3
+        assert set(plan.jobs.values()) == {1}
+
+    def test_published_scale(self, untouched):
+        plan = untouched.plan(config="config/full.yaml")
+        assert plan.rules["train_policy"] == plan.rules["audit_policy"] == 21
+        assert plan.rules["fetch"] == 1
+        assert "make_world" not in plan.rules
+        assert "pretrain" not in plan.rules
+
+    @pytest.mark.parametrize("profile", ["runpod", "profiles/runpod"])
+    def test_profile_of_the_pod_is_the_published_scale(self, untouched, profile):
+        plan = untouched.plan("--profile", profile, config=None)
+        assert plan == untouched.plan(config="config/full.yaml")
+
+    def test_commands_quoted_in_configs_are_real(self, untouched):
+        for path in ("config/config.yaml", "config/full.yaml", "tests/tiny.yaml"):
+            command = re.search(r"^#   snakemake (.+)$", untouched.read(path), re.MULTILINE)[1]
+            words = [word.replace("mine.yaml", "tests/tiny.yaml") for word in shlex.split(command)]
+            assert "train_policy" in untouched.plan(*words, config=None).rules

@@ -1,0 +1,65 @@
+"""The whole DAG on real files: reviews, ratings, plays, and the weights of a real LM."""
+
+import csv
+import json
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+RUNS = [
+    ("books", "shielded"),
+    ("ml25m", "shielded"),
+    ("ml25m", "separate"),
+    ("ml25m", "stories"),
+    ("steam", "shielded"),
+    ("steam", "no_proj"),
+]
+
+
+@pytest.fixture(scope="module")
+def real(shared_data, untouched, tmp_path_factory):
+    """The finished run of tests/real.yaml, its paths led to the real files."""
+    copy = untouched.pristine(tmp_path_factory.mktemp("real") / "copy")
+    text = copy.read("tests/real.yaml")
+    assert "../shared/data" in text
+    (copy.folder / "real.yaml").write_text(text.replace("../shared/data", str(shared_data)))
+    copy.run(config="real.yaml")
+    return copy
+
+
+def test_one_whole_row_a_run(real, assert_whole):
+    rows = list(csv.DictReader(real.read("results/aggregate_results.csv").splitlines()))
+    assert sorted((row["dataset"], row["variant"]) for row in rows) == sorted(RUNS)
+    for row in rows:
+        assert_whole(row)
+        assert row["synthetic"] == "false"
+        assert row["sequential"] == str(row["dataset"] != "steam").lower()
+
+
+def test_separate_ranking_never_moves(real):
+    evaluation = json.loads(real.read("results/rl/ml25m/separate/seed-42/evaluation.json"))
+    assert evaluation["served_before"] == evaluation["served_after"]
+    for group in ("protected", "heldout"):
+        assert evaluation["drift"][group]["max_score_change"] == 0
+    assert evaluation["text"]["words_after"] > 0
+
+
+def test_log_says_that_titles_fall_back(real):
+    log = real.read("results/logs/data/books/prepare.log")
+    items = json.loads(real.read("results/data/books/stats.json"))["items"]
+    assert f"{items} of {items} items have no title and are called 'Book <id>'" in log
+
+
+def test_real_titles_reach_the_texts(real):
+    for dataset, title in (("ml25m", "("), ("steam", "")):
+        lines = real.read(f"results/rl/{dataset}/shielded/seed-42/explanations.jsonl").splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert rows
+        assert all(title in row["title"] for row in rows)
+        assert any(row["categories"] for row in rows)
+
+
+def test_base_of_the_user_is_used_in_place(real):
+    assert not (real.folder / "results/explainer/ml25m/stories260K/model").exists()
+    assert (real.folder / "results/explainer/ml25m/stories260K/lora-r16-a32").is_dir()

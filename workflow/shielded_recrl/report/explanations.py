@@ -1,0 +1,63 @@
+"""Explanations before and after training, side by side, as they are.
+
+In: finished runs. Out: a Markdown page with the first explanations of one run a dataset: the first
+variant in the order of the study, its smallest seed, the first held-out users. Nothing is selected
+by what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from shielded_recrl.files import read_jsonl
+from shielded_recrl.report.runs import Run
+
+SHOWN = 10
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The Markdown page."""
+    parts = [
+        "# Explanations\n\n"
+        f"The first {SHOWN} explanations of one run a dataset, before and after training, unselected. "
+        "Quality is the evaluation simulator's, from 0 to 1.\n"
+    ]
+    for _, group in groupby(runs, key=lambda run: run.dataset):
+        parts.append(_section(next(group)))
+    return "\n".join(parts)
+
+
+def _section(run: Run) -> str:
+    rows = read_jsonl(run.folder / "explanations.jsonl")
+    last = max(row["step"] for row in rows)
+    before, after = (list(_first(rows, step)) for step in (0, last))
+    kind = "synthetic data, " if run.stats["synthetic"] else ""
+    lines = [
+        f"## {run.dataset} ({kind}variant `{run.variant}`, seed {run.seed}, {last} steps)\n",
+        "| history | recommended | before | quality | after | quality |",
+        "|---|---|---|---|---|---|",
+    ]
+    for old, new in zip(before, after, strict=True):
+        item = f"{old['title']} ({', '.join(old['categories'])})"
+        cells = [
+            "; ".join(old["history"]),
+            item,
+            old["text"],
+            f"{old['quality']:.2f}",
+            new["text"],
+            f"{new['quality']:.2f}",
+        ]
+        lines.append("| " + " | ".join(map(_escape, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _first(rows: Iterable[dict[str, Any]], step: int) -> Iterable[dict[str, Any]]:
+    return [row for row in rows if row["step"] == step][:SHOWN]
+
+
+def _escape(text: str) -> str:
+    """Text that stays inside its table cell and is no markup."""
+    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return plain.replace("|", "&#124;").replace("`", "&#96;")
