@@ -19,7 +19,6 @@ rule download:
         url=lambda w: DOWNLOADS[w.dataset][w.file]["url"],
         sha256=lambda w: DOWNLOADS[w.dataset][w.file]["sha256"],
         size=lambda w: DOWNLOADS[w.dataset][w.file]["bytes"],
-        code=code_digest("shielded_recrl.data.download"),
     message:
         "Download {wildcards.file} of {wildcards.dataset}"
     shell:

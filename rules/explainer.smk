@@ -49,7 +49,6 @@ rule fetch:
     params:
         hub=lambda w: w.repository.replace("--", "/"),
         revision=lambda w: STUDY.revisions()[w.repository],
-        code=code_digest("shielded_recrl.explainer.fetch"),
     message:
         "Download {params.hub} at {params.revision}"
     shell:

@@ -130,9 +130,9 @@ def test_an_epoch_visits_every_sequence_once(lengths, size, seed):
 
 def test_checkpoint_round_trip(model, tmp_path):
     path = tmp_path / "model.safetensors"
-    save(path, model.state_dict(), Checkpoint(SETTINGS, N_ITEMS, 3, 5))
+    save(path, model.state_dict(), Checkpoint(SETTINGS, N_ITEMS, "0" * 64, 3, 5))
     again, checkpoint = load(path)
-    assert checkpoint == Checkpoint(SETTINGS, N_ITEMS, 3, 5)
+    assert checkpoint == Checkpoint(SETTINGS, N_ITEMS, "0" * 64, 3, 5)
     assert not again.training
     for name, weight in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight)
@@ -142,7 +142,7 @@ def test_a_bad_checkpoint_is_named(model, tmp_path):
     path = tmp_path / "model.safetensors"
     with pytest.raises(UserError, match="no such file"):
         load(path)
-    save(path, model.state_dict(), Checkpoint(SETTINGS, N_ITEMS, 3, 5))
+    save(path, model.state_dict(), Checkpoint(SETTINGS, N_ITEMS, "0" * 64, 3, 5))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"model\.safetensors: not a whole safetensors file"):
         load(path)

@@ -101,7 +101,7 @@ def test_damaged_checkpoint_of_training_names_the_file(twin):
     (twin.folder / path).write_bytes(b"half a checkpoint")
     run = "results/rl/books/shielded/seed-1"
     adapter = sha256(twin.folder / run / "adapter")
-    result = twin.run("--forcerun", "train_policy", "--", f"{run}/summary.json", check=False)
+    result = twin.run(f"{run}/summary.json", "--forcerun", "train_policy", check=False)
     assert result.returncode != 0
     (error,) = errors(twin.read("results/logs/rl/books/shielded/seed-1/train.log"))
     assert error.startswith(f"{path}: damaged checkpoint")
@@ -126,7 +126,7 @@ def test_damaged_checkpoint_of_training_names_the_file(twin):
 def test_bad_config_is_one_line(untouched, changes, line):
     result = untouched.run("-n", changes=changes, check=False)
     assert result.returncode != 0
-    ours = [text for text in result.stderr.splitlines() if not text.startswith("Config file ")]
-    assert ours == [line]
-    assert not result.stdout
+    said = (result.stdout + result.stderr).splitlines()
+    # Snakemake itself says which files it read.
+    assert [text for text in said if not text.startswith("Config file ")] == [line]
     assert not (untouched.folder / "results").exists()

@@ -73,30 +73,32 @@ def test_report_is_one_page_with_the_figures(twin):
         assert name in page
 
 
+@pytest.fixture(scope="module")
+def killed(tiny, tmp_path_factory):
+    """The copy with its training killed; `tiny` goes first, side by side both only wait."""
+    copy = tiny.pristine(tmp_path_factory.mktemp("killed") / "copy")
+    process = copy.start(f"{RUN}/summary.json", changes=ONE_RUN, log=copy.folder / "first.log")
+    checkpoint = copy.folder / CHECKPOINT
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, copy.read("first.log")
+    with safe_open(checkpoint, framework="np") as file:
+        saved = int(file.metadata()["step"])
+    assert 1 <= saved < STEPS
+    assert not (copy.folder / RUN / "summary.json").exists()
+    return copy
+
+
+@pytest.fixture(scope="module")
+def resumed(killed):
+    killed.run("--unlock", changes=ONE_RUN)
+    killed.run("--rerun-incomplete", changes=ONE_RUN)
+    return killed
+
+
 class TestKilledAndResumed:
     """One run from scratch, elsewhere, killed in the middle of training and started again."""
-
-    @pytest.fixture(scope="class")
-    def killed(self, tiny, tmp_path_factory):
-        """The copy with its training killed; `tiny` goes first, side by side both only wait."""
-        copy = tiny.pristine(tmp_path_factory.mktemp("killed") / "copy")
-        process = copy.start(f"{RUN}/summary.json", changes=ONE_RUN, log=copy.folder / "first.log")
-        checkpoint = copy.folder / CHECKPOINT
-        while not checkpoint.exists() and process.poll() is None:
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, copy.read("first.log")
-        with safe_open(checkpoint, framework="np") as file:
-            saved = int(file.metadata()["step"])
-        assert 1 <= saved < STEPS
-        assert not (copy.folder / RUN / "summary.json").exists()
-        return copy
-
-    @pytest.fixture(scope="class")
-    def resumed(self, killed):
-        killed.run("--unlock", changes=ONE_RUN)
-        killed.run("--rerun-incomplete", changes=ONE_RUN)
-        return killed
 
     def test_log_says_resumed(self, resumed):
         log = resumed.read("results/logs/rl/books/shielded/seed-1/train.log")

@@ -61,13 +61,16 @@ class TestRule:
     def test_names_threads_memory_and_code(self, text, path):
         assert directive(text, "threads")
         assert "mem_mb=" in directive(text, "resources")
-        assert f'code=code_digest("shielded_recrl.{path.stem}.' in directive(text, "params")
+        # What is pinned by checksum or commit is not fetched again when the code changes.
+        digest = f'code=code_digest("shielded_recrl.{path.stem}.' in directive(text, "params")
+        assert digest or re.search(r"shielded_recrl\.\w+ (download|fetch)", text)
 
     def test_code_is_the_command_it_runs(self, text, path):
         stage, command = re.search(
             r"python -m shielded_recrl\.(\w+) (\w+)", directive(text, "shell")
         ).groups()
-        assert f'code_digest("shielded_recrl.{stage}.{command}")' in text
+        digest = f'code_digest("shielded_recrl.{stage}.{command}")' in text
+        assert digest or command in ("download", "fetch")
 
     def test_environment_exists_and_names_its_packages(self, text, path):
         file = (path.parent / directive(text, "conda").strip('"')).resolve()

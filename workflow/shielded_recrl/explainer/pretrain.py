@@ -324,7 +324,7 @@ def train(
     )
     losses = []
     model.train()
-    for _ in (bar := trange(settings.steps, desc="pretrain", unit="step")):
+    for _ in (bar := trange(settings.steps, desc="pretrain", unit="step", mininterval=5)):
         ids, weights = collate(next(stream), model.config.pad_token_id)
         # Padding follows the text, so the causal mask alone keeps it unseen.
         logits = model(input_ids=ids, use_cache=False).logits

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import atomic, write_json
+from shielded_recrl.files import atomic, sha256, write_json
 from shielded_recrl.ranker.data import Splits, load_splits
 from shielded_recrl.ranker.evaluation import evaluate_split, inner_product_score, popularity_score
 from shielded_recrl.ranker.sasrec import SASRec, load, user_states
@@ -34,6 +34,11 @@ def main(*, data: Path, model: Path, out: Path) -> None:
         raise UserError(
             f"{model}: trained on {checkpoint.n_items} items, but {data / 'items.parquet'} has "
             f"{splits.n_items}; train again on this dataset"
+        )
+    if checkpoint.train_sha256 != sha256(data / "train.parquet"):
+        raise UserError(
+            f"{model}: trained on other interactions than {data / 'train.parquet'}; "
+            "train again on this dataset"
         )
     states = frozen_states(sasrec, splits, checkpoint.settings.batch_size)
     metrics = evaluate(splits, states, data)

@@ -133,10 +133,11 @@ def user_states(model: SASRec, sequences: Sequence[np.ndarray], batch_size: int)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the metadata of a model file says."""
+    """What the metadata of a model file says; `train_sha256` is the digest of train.parquet."""
 
     settings: RankerSettings
     n_items: int
+    train_sha256: str
     seed: int
     best_epoch: int
 

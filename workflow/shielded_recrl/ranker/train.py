@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import write_jsonl
+from shielded_recrl.files import sha256, write_jsonl
 from shielded_recrl.ranker.data import Splits, load_splits
 from shielded_recrl.ranker.evaluation import evaluate_split, inner_product_score
 from shielded_recrl.ranker.sasrec import Checkpoint, SASRec, batches, pad, save, user_states
@@ -61,7 +61,7 @@ def main(
     save(
         out / "model.safetensors",
         fit.model.state_dict(),
-        Checkpoint(settings, splits.n_items, seed, fit.best_epoch),
+        Checkpoint(settings, splits.n_items, sha256(data / "train.parquet"), seed, fit.best_epoch),
     )
     write_jsonl(out / "train.jsonl", fit.history)
     best = fit.history[fit.best_epoch - 1]["ndcg@10"]
@@ -100,7 +100,7 @@ def _train(
     sequences = [row for row in splits.train if len(row) > 1]
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     best, best_epoch, best_weights, history, misses = -1.0, 0, {}, [], 0
-    epochs = tqdm(range(1, settings.max_epochs + 1), desc="ranker", unit="epoch")
+    epochs = tqdm(range(1, settings.max_epochs + 1), desc="ranker", unit="epoch", mininterval=5)
     for epoch in epochs:
         total, count = 0.0, 0
         model.train()

@@ -101,7 +101,9 @@ def relevance(splits: Splits, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
         splits: the dataset.
         pairs: (user, item), each user with at least one test item.
     """
-    taken = [np.concatenate(parts) for parts in zip(splits.train, splits.valid, splits.test, strict=True)]
+    taken = [
+        np.concatenate(parts) for parts in zip(splits.train, splits.valid, splits.test, strict=True)
+    ]
     users = np.repeat(np.arange(splits.n_users + 1), [len(items) for items in taken])
     items = np.concatenate(taken)
     shape = (splits.n_users + 1, splits.n_items + 1)

@@ -149,14 +149,15 @@ def save_bases(
     """Write bases with the metadata that ties them to base, precision and prompts."""
     from safetensors.torch import save_file
 
-    metadata = {
-        "groups": json.dumps(dict(groups), sort_keys=True),
-        "energy": repr(energy),
+    prompts = json.dumps([list(prefix) for prefix in prefixes])
+    about = {
+        "groups": dict(groups),
+        "energy": energy,
         "precision": precision,
-        "prompts_sha256": hashlib.sha256(
-            json.dumps([list(p) for p in prefixes]).encode()
-        ).hexdigest(),
+        "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
     }
+    # One key: safetensors writes several in an order that differs from run to run.
+    metadata = {"bases": json.dumps(about, sort_keys=True)}
     with atomic(path) as partial:
         save_file(dict(bases), partial, metadata=metadata)
 
@@ -171,7 +172,7 @@ def load_bases(path: Path) -> dict[str, Tensor]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            groups = json.loads(file.metadata()["groups"])
+            groups = json.loads(file.metadata()["bases"])["groups"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return {module: tensors[group] for module, group in groups.items()}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
