@@ -13,7 +13,7 @@ help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 results: env ## run the whole pipeline on the embedded data
-	$(RUN) snakemake --cores $(CORES) --quiet reason host -- results/aggregate_results.csv
+	$(RUN) snakemake --cores $(CORES) --scheduler greedy --quiet reason host -- results/aggregate_results.csv
 	@$(MAKE) --no-print-directory $(REPORT)
 	@echo
 	@echo "table    results/aggregate_results.csv"

@@ -101,7 +101,7 @@ def nucleus(logits: Tensor, top_p: float) -> Tensor:
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.softmax(-1)
     outside = probabilities.cumsum(-1) - probabilities >= top_p
-    return logits.masked_fill(outside.gather(-1, order.argsort(-1)), float("-inf"))
+    return logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
 
 
 def decode(rollout: Rollout, tokenizer) -> list[str]:

@@ -19,7 +19,7 @@ class RewardSettings(Settings):
 class RLSettings(Settings):
     """Token-level PPO (Schulman et al. 2017; Ziegler et al. 2019)."""
 
-    steps: int = Field(20, ge=1, description="PPO steps: one batch of rollouts each.")
+    steps: int = Field(16, ge=1, description="PPO steps: one batch of rollouts each.")
     micro_batch: int = Field(32, ge=1, description="Sequences in one forward and backward pass.")
     gradient_accumulation: int = Field(1, ge=1, description="Micro batches in one optimizer step.")
     epochs: int = Field(2, ge=1, description="Passes over a batch of rollouts.")
