@@ -4,7 +4,8 @@
 
 rule audit_policy:
     input:
-        SPLITS,
+        "results/data/{dataset}/items.parquet",
+        "results/data/{dataset}/users.parquet",
         explanations=f"{RUN}/explanations.jsonl",
         rankings=f"{RUN}/rankings.parquet",
     output:

@@ -4,7 +4,8 @@
 
 rule pretrain:
     input:
-        SPLITS,
+        "results/data/{dataset}/train.parquet",
+        "results/data/{dataset}/items.parquet",
         templates=[*PROMPT_FILES, "resources/prompts/explanations.yaml"],
     output:
         directory("results/explainer/{dataset}/embedded/model"),

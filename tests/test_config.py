@@ -170,6 +170,25 @@ def test_configs_of_the_tests_load(name):
             "study.0.dataset: 'steam' is not a key of datasets",
         ),
         ({"study": [STEAM | {"seeds": []}]}, "study.0.seeds: "),
+        (
+            {"datasets": {"steam": {"source": "download"}}, "study": []},
+            "datasets.steam.source: its terms ask for a login",
+        ),
+        ({"variants": {"a-b": {}}, "study": []}, "variants.a-b: a variant's name has only"),
+        (
+            {"variants": {"a": {"rl": {"steps": 1}}}, "study": []},
+            "variants.a.rl.value_warmup: 1 warm-up steps leave none of 1",
+        ),
+        (
+            {
+                "variants": {
+                    "a": {"explainer": {"base": "./x/llama"}},
+                    "b": {"explainer": {"base": "./y/llama"}},
+                },
+                "study": [],
+            },
+            "variants.b.explainer.base: another base has the same folder name 'llama'",
+        ),
     ],
 )
 def test_mistake_is_one_line_that_names_the_key(values, says):

@@ -4,8 +4,8 @@ import shlex
 
 import pytest
 
-from shielded_recrl.config import Config, load_config
-from shielded_recrl.study import Study, base_name, present
+from shielded_recrl.config import Config, base_name, load_config
+from shielded_recrl.study import Study, present
 
 HUB = "org/lm"
 COMMIT = "0" * 40

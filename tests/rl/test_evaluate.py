@@ -40,10 +40,13 @@ def make_slate(world, **changes) -> Slate:
 def test_a_slate_holds_the_top_unseen_items_of_heldout_users(world, slate):
     serving = world.serving()
     heldout = serving.roles.heldout
-    assert slate.users.tolist() == np.repeat(heldout[:5], 2).tolist()
+    users = list(dict.fromkeys(slate.users.tolist()))
+    assert slate.users.tolist() == np.repeat(users, 2).tolist()
+    assert len(users) == 5
+    assert set(users) <= set(heldout.tolist())
     scores = np.random.default_rng(0).normal(size=(12, 21))
-    for row, user in enumerate(heldout[:5].tolist()):
-        own = scores[len(serving.roles.protected) + row]
+    for user in users:
+        own = scores[len(serving.roles.protected) + heldout.tolist().index(user)]
         own[[0, *serving.splits.history("test", user)]] = -np.inf
         best = np.argsort(-own)[:2]
         assert [t for t in slate.triples if t[0] == user] == [

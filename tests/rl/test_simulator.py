@@ -196,15 +196,15 @@ def test_the_user_bias():
     assert user_bias(5, 0.0, 7) == 0.0
 
 
-def splits(rows: list[list[int]], test: list[list[int]], n_items: int) -> Splits:
+def splits(rows: list[list[int]], valid: list[list[int]], n_items: int) -> Splits:
     def part(lists):
         return [np.empty(0, dtype=np.int64), *(np.array(x, dtype=np.int64) for x in lists)]
 
-    return Splits(len(rows), n_items, part(rows), part([[] for _ in rows]), part(test))
+    return Splits(len(rows), n_items, part(rows), part(valid), part([[] for _ in rows]))
 
 
 def test_relevance_by_hand_leaves_the_own_row_out():
-    """User 1 tests item 1. Others: item 2 with item 1 once, item 3 never; counts 2, 1, 1.
+    """User 1 liked item 1. Others: item 2 with item 1 once, item 3 never; counts 2, 1, 1.
 
     Cosines 1 / sqrt(2 * 1) and 0, standardised to +1 and -1. With the own row counted, item 3,
     which only user 1 took together with item 1, would not be at 0.
@@ -213,10 +213,10 @@ def test_relevance_by_hand_leaves_the_own_row_out():
     np.testing.assert_allclose(relevance(world, [(1, 2), (1, 3)]), [1.0, -1.0])
 
 
-def test_relevance_is_a_mean_over_the_test_items():
-    """Item 3 goes with test item 1 always (cosine 1) and with test item 2 never: 1/2.
+def test_relevance_is_a_mean_over_the_validation_items():
+    """Item 3 goes with liked item 1 always (cosine 1) and with test item 2 never: 1/2.
 
-    Item 4 goes with test item 2 half of the time: cosine 1 / sqrt(2), mean 1 / sqrt(8); item 5
+    Item 4 goes with liked item 2 half of the time: cosine 1 / sqrt(2), mean 1 / sqrt(8); item 5
     has nothing.
     """
     world = splits([[], [1, 3], [2, 4], [2]], [[1, 2], [], [], []], 5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
@@ -112,8 +114,27 @@ class Config(Settings):
                 f"datasets.{name}",
                 f"unknown dataset; expected one of {', '.join(DATASETS)}",
             )
+        source = self.datasets["steam"].source if "steam" in self.datasets else "embedded"
+        _require(
+            source != "download",
+            "datasets.steam.source",
+            "its terms ask for a login; fetch steam-200k.csv yourself and give its path",
+        )
+        bases: dict[str, tuple[str, str | None]] = {}
         for name in self.variants:
-            self.variant(name)
+            _require(
+                re.fullmatch(r"[A-Za-z0-9_]+", name) is not None,
+                f"variants.{name}",
+                "a variant's name has only letters, digits and underscores",
+            )
+            explainer = self.variant(name).explainer
+            identity = (explainer.base, explainer.revision)
+            _require(
+                bases.setdefault(base_name(explainer), identity) == identity,
+                f"variants.{name}.explainer.base",
+                f"another base has the same folder name {base_name(explainer)!r}; rename one folder "
+                "or use one revision",
+            )
         for index, cell in enumerate(self.study):
             key = f"study.{index}"
             _require(
@@ -149,7 +170,7 @@ class Config(Settings):
                 raise ValueError(one_line(error, f"variants.{name}.{section}")) from None
         settings = VariantSettings(**sections)
         explainer = settings.explainer
-        hub = explainer.base != "embedded" and not explainer.base.startswith((".", "/"))
+        hub = explainer.base != "embedded" and not is_local(explainer.base)
         _require(
             not hub or explainer.revision is not None,
             f"variants.{name}.explainer.revision"
@@ -158,7 +179,25 @@ class Config(Settings):
             f"hub id {explainer.base!r} needs the 40-digit commit it is pinned to "
             "(a local folder starts with ./, ../ or /)",
         )
+        _require(
+            settings.rl.value_warmup < settings.rl.steps,
+            f"variants.{name}.rl.value_warmup",
+            f"{settings.rl.value_warmup} warm-up steps leave none of {settings.rl.steps} for the "
+            "policy; lower it or raise rl.steps",
+        )
         return settings
+
+
+def is_local(base: str) -> bool:
+    """Whether a base names a folder rather than a repository of the hub."""
+    return base.startswith((".", "/"))
+
+
+def base_name(explainer: ExplainerSettings) -> str:
+    """Folder name of a base LM in a precision; `embedded` for the embedded one in fp32."""
+    base = explainer.base
+    name = Path(base).name if is_local(base) else base.replace("/", "--")
+    return name if explainer.precision == "fp32" else f"{name}-{explainer.precision}"
 
 
 def load_config(values: dict[str, Any]) -> Config:

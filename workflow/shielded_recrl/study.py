@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from shielded_recrl.config import Config
+from shielded_recrl.config import Config, base_name, is_local
 from shielded_recrl.data.settings import RAW_FILES, PrepareSettings
-from shielded_recrl.explainer.settings import ExplainerSettings, PromptSettings
+from shielded_recrl.explainer.settings import PromptSettings
 from shielded_recrl.settings import flags, section
 
 # Rules make everything below these folders; all other paths are the user's own.
@@ -100,7 +100,7 @@ class Study:
             "base": self.base_path(dataset, base),
             "adapter": f"results/explainer/{dataset}/{base}/{lora}",
             "readout": f"{shield}/readout.safetensors",
-            "bases": f"{shield}/bases-{settings.shield.energy:g}.safetensors",
+            "bases": f"{shield}/bases-{settings.shield.energy}.safetensors",
         }
 
     def train_inputs(self, dataset: str, variant: str) -> dict[str, str | list[str]]:
@@ -129,18 +129,6 @@ class Study:
             f"--explanation-tokens {explainer.explanation_tokens} "
             f"--precision {explainer.precision} --shield {settings.shield.kind}"
         )
-
-
-def is_local(base: str) -> bool:
-    """Whether a base names a folder rather than a repository of the hub."""
-    return base.startswith((".", "/"))
-
-
-def base_name(explainer: ExplainerSettings) -> str:
-    """Folder name of a base LM in a precision; `embedded` for the embedded one in fp32."""
-    base = explainer.base
-    name = Path(base).name if is_local(base) else base.replace("/", "--")
-    return name if explainer.precision == "fp32" else f"{name}-{explainer.precision}"
 
 
 def present(*paths: str) -> list[str]:

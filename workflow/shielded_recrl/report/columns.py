@@ -112,7 +112,7 @@ def _drift(role: str, people: str) -> list[Column]:
             ("mean_score_change", "Mean absolute change of a score", float, None),
             ("top10_identical", "Share of users with an unchanged top 10", float, None),
             ("kendall_tau", "Mean Kendall tau of the rankings", float, NO_ORDER),
-            ("ndcg_change", "Change of served NDCG@10", float, None),
+            ("ndcg_change", "Change of served NDCG@10, held-out users", float, None),
         )
     ]
 
@@ -127,13 +127,15 @@ COLUMNS = [
     Column("steps", "PPO steps", "summary.steps", int),
     Column("trainable_share", "Trained share of all parameters", "summary.trainable_share"),
     Column("gamma", "Weight of the read-out in the served score", "evaluation.gamma"),
-    Column("ranker_ndcg@10", "NDCG@10 of SASRec alone", "evaluation.ranker.ndcg@10"),
-    Column("ranker_hr@10", "HR@10 of SASRec alone", "evaluation.ranker.hr@10"),
-    *_pair("served_{}_ndcg@10", "Served NDCG@10", "evaluation.served_{}.ndcg@10"),
-    *_pair("served_{}_hr@10", "Served HR@10", "evaluation.served_{}.hr@10"),
+    Column(
+        "ranker_ndcg@10", "NDCG@10 of SASRec alone, held-out users", "evaluation.ranker.ndcg@10"
+    ),
+    Column("ranker_hr@10", "HR@10 of SASRec alone, held-out users", "evaluation.ranker.hr@10"),
+    *_pair("served_{}_ndcg@10", "Served NDCG@10, held-out users,", "evaluation.served_{}.ndcg@10"),
+    *_pair("served_{}_hr@10", "Served HR@10, held-out users,", "evaluation.served_{}.hr@10"),
     *_interval(
         "ndcg_change",
-        "Change of served NDCG@10",
+        "Change of served NDCG@10, held-out users",
         *(f"evaluation.ndcg_change.{end}" for end in ("mean", "low", "high")),
     ),
     *_drift("protected", "protected users"),

@@ -49,6 +49,9 @@ from shielded_recrl.shield.serving import (
 from shielded_recrl.shield.settings import RoleSettings
 from shielded_recrl.statistics import bootstrap, paired_bootstrap
 
+# Texts sampled at a time; the cache of keys and values grows with it.
+GENERATION_BATCH = 128
+
 
 def main(
     *,
@@ -194,10 +197,10 @@ class Slate:
             settings: simulator and sizes.
             seed: seed of the simulator.
         """
-        users = serving.roles.heldout[: settings.users]
-        rows = (
-            np.searchsorted(serving.roles.heldout, users) + len(people) - len(serving.roles.heldout)
-        )
+        heldout = serving.roles.heldout
+        drawn = np.random.default_rng([seed, 1]).permutation(heldout)[: settings.users]
+        users = np.sort(drawn)
+        rows = len(people) - len(heldout) + np.searchsorted(heldout, users)
         lists = top_items(scores[rows], serving.splits, "test", users, settings.items_per_user)
         self.triples = [
             (int(user), int(item), position)
@@ -224,16 +227,21 @@ class Slate:
         self, model: torch.nn.Module, explanation_tokens: int, sampling: SamplingSettings, seed: int
     ) -> list[str]:
         """One explanation a triple."""
-        rollout = sample(
-            model,
-            [request.prompt for request in self.requests],
-            self.tokenizer,
-            explanation_tokens,
-            sampling.temperature,
-            torch.Generator().manual_seed(seed),
-            sampling.top_p,
-        )
-        return decode(rollout, self.tokenizer)
+        generator = torch.Generator().manual_seed(seed)
+        texts = []
+        for start in range(0, len(self.requests), GENERATION_BATCH):
+            batch = self.requests[start : start + GENERATION_BATCH]
+            rollout = sample(
+                model,
+                [request.prompt for request in batch],
+                self.tokenizer,
+                explanation_tokens,
+                sampling.temperature,
+                generator,
+                sampling.top_p,
+            )
+            texts += decode(rollout, self.tokenizer)
+        return texts
 
     def measure(self, texts: list[str]) -> dict[str, np.ndarray]:
         """Quality, click probability, click rate and words of each text."""
@@ -284,20 +292,25 @@ def ranking_report(
     settings: EvaluationSettings,
     seed: int,
 ) -> dict[str, Any]:
-    """SASRec alone, the served ranking at every snapshot, and drift by role."""
+    """SASRec alone and the served ranking on held-out users at every snapshot; drift by role."""
     relevant = serving.splits.relevant_mask("test", people)
     seen = serving.splits.seen_mask("test", people)
     no_readout = ReadOut(np.zeros((states.items.shape[1], 1)), 0.0)
     alone = served_scores(
         states.test_users[people], np.zeros((len(people), 1)), states.items, no_readout
     )
-    metrics = {step: ranking_metrics(matrix, relevant, seen) for step, matrix in scores.items()}
+    protected = np.isin(people, serving.roles.protected)
+    # Protected users are held still by construction: the ranking is judged on the others.
+    rows = ~protected
+    metrics = {
+        step: ranking_metrics(matrix[rows], relevant[rows], seen[rows])
+        for step, matrix in scores.items()
+    }
     means = {step: _ndcg_hr(values) for step, values in metrics.items()}
     last = max(scores)
     change = paired_bootstrap(metrics[last].ndcg - metrics[0].ndcg, settings.bootstrap, seed)
-    protected = np.isin(people, serving.roles.protected)
     return {
-        "ranker": _ndcg_hr(ranking_metrics(alone, relevant, seen)),
+        "ranker": _ndcg_hr(ranking_metrics(alone[rows], relevant[rows], seen[rows])),
         "served_before": means[0],
         "served_after": means[last],
         "ndcg_change": change._asdict(),

@@ -13,7 +13,7 @@ import numpy as np
 
 from shielded_recrl.explainer.prompts import Item, Request, short_title
 from shielded_recrl.rl.settings import RewardSettings
-from shielded_recrl.rl.text import copied_share, distinct_share, names, words
+from shielded_recrl.rl.text import distinct_share, echo_share, names, words
 
 # English function words: prose has at least a fifth of them, a list of keywords has none.
 FUNCTION_WORDS = frozenset(
@@ -79,14 +79,14 @@ def coherence(text: str, request: Request) -> float:
         return 0.0
     ended = 1.0 if text.rstrip().endswith((".", "!", "?")) else 0.5
     prose = min(1.0, sum(token in FUNCTION_WORDS for token in tokens) / len(tokens) / PROSE_SHARE)
-    echo = copied_share(tokens, words(prompt_text(request)), ECHO_WORDS)
+    echo = echo_share(tokens, prompt_names(request), ECHO_WORDS)
     return ended * distinct_share(tokens, 2) * prose * (1.0 - echo)
 
 
-def prompt_text(request: Request) -> str:
+def prompt_names(request: Request) -> list[str]:
     """The names the prompt holds, in its order: what an echo would copy."""
     titles = [short_title(item) for item in (*request.history, request.about)]
-    return " ".join([*titles, *request.about.categories])
+    return [*titles, *request.about.categories]
 
 
 def _title_share(tokens: Sequence[str], item: Item) -> float:
@@ -103,7 +103,7 @@ def _link(tokens: Sequence[str], past: Item, about: Item) -> float:
 def _precision(tokens: Sequence[str], request: Request, vocabulary: frozenset[str]) -> float:
     supported = set(request.about.categories).union(*(past.categories for past in request.history))
     # A category word inside a named title is a name, not a claim.
-    titles = words(prompt_text(request))
+    titles = words(" ".join(prompt_names(request)))
     claimed = [name for name in vocabulary if names(tokens, name)]
     claimed = [name for name in claimed if name in supported or not names(titles, name)]
     return sum(name in supported for name in claimed) / len(claimed) if claimed else 1.0

@@ -2,8 +2,9 @@
 
     P(click) = sigmoid(a * relevance + b * quality + bias(user)),   bias(user) ~ N(0, scale)
 
-Relevance comes from test interactions, quality from claims checked against the whole catalogue:
-features no reward uses. Draws are keyed by (seed, user, item, position), so two policies that
+Relevance comes from validation interactions, which no training prompt names; quality from claims
+checked against the whole catalogue. Quality and reward value the same things in an explanation,
+length, form and supported claims, and measure them differently. Draws are keyed by (seed, user, item, position), so two policies that
 show the same items differ by their texts alone (common random numbers).
 """
 
@@ -19,7 +20,7 @@ from scipy.sparse import csc_array
 from shielded_recrl.explainer.prompts import Item, Request, short_title
 from shielded_recrl.ranker.data import Splits
 from shielded_recrl.rl.settings import SimulatorSettings
-from shielded_recrl.rl.text import copied_share, distinct_share, words
+from shielded_recrl.rl.text import distinct_share, echo_share, words
 
 # Words at which the length factor of quality reaches 1 - 1/e.
 LENGTH_SCALE = 6.0
@@ -81,12 +82,9 @@ def quality(text: str, request: Request, index: ClaimIndex) -> float:
     supported = claims & supported_phrases(request)
     precision = len(supported) / len(claims) if claims else 1.0
     grounded = min(len(supported), CLAIMS) / CLAIMS
-    prompt = [
-        *(word for item in (*request.history, request.about) for word in words(short_title(item))),
-        *(word for name in request.about.categories for word in words(name)),
-    ]
+    titles = [short_title(item) for item in (*request.history, request.about)]
     saturation = 1 - math.exp(-len(tokens) / LENGTH_SCALE)
-    echo = copied_share(tokens, prompt, ECHO_WORDS)
+    echo = echo_share(tokens, [*titles, *request.about.categories], ECHO_WORDS)
     honest = distinct_share(tokens, 2) * (1 - echo) * (1 - listed) * precision
     return saturation * honest * (UNGROUNDED + (1 - UNGROUNDED) * grounded)
 
@@ -94,16 +92,15 @@ def quality(text: str, request: Request, index: ClaimIndex) -> float:
 def relevance(splits: Splits, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
     """Relevance [n] of (user, item) pairs, standardised over the pairs.
 
-    The mean cosine, over the interactions of all users in all splits, of the item with the user's
-    test items; the user's own row is left out, so that it is other users who speak.
+    The mean cosine, over the train and validation interactions of all users, of the item with the
+    user's validation items (all earlier ones where there are none); the user's own row is left
+    out, so that it is other users who speak. Test interactions take no part.
 
     Args:
         splits: the dataset.
-        pairs: (user, item), each user with at least one test item.
+        pairs: (user, item), each user with a history.
     """
-    taken = [
-        np.concatenate(parts) for parts in zip(splits.train, splits.valid, splits.test, strict=True)
-    ]
+    taken = [np.concatenate(parts) for parts in zip(splits.train, splits.valid, strict=True)]
     users = np.repeat(np.arange(splits.n_users + 1), [len(items) for items in taken])
     items = np.concatenate(taken)
     shape = (splits.n_users + 1, splits.n_items + 1)
@@ -113,7 +110,7 @@ def relevance(splits: Splits, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
     values = []
     for user, item in pairs:
         own = np.isin(np.arange(shape[1]), taken[user]).astype(float)
-        liked = splits.test[user]
+        liked = splits.valid[user] if len(splits.valid[user]) else splits.train[user]
         together = (matrix[:, [item]].T @ matrix[:, liked]).toarray()[0]
         joint = together - own[item] * own[liked]
         norm = np.sqrt((counts[item] - own[item]) * (counts[liked] - own[liked]))

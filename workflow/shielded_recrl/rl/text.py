@@ -34,8 +34,13 @@ def distinct_share(tokens: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def copied_share(tokens: Sequence[str], source: Sequence[str], n: int) -> float:
-    """Share of the tokens' n-grams that also stand in `source`; 0 where there are none."""
+def echo_share(tokens: Sequence[str], phrases: Sequence[str], n: int) -> float:
+    """Share of the tokens' n-grams that copy a row of phrases; 0 where there are none.
+
+    Naming one phrase, however long, is no echo: only n-grams that cross from one to the next count.
+    """
     grams = ngrams(tokens, n)
-    known = set(ngrams(source, n))
-    return sum(gram in known for gram in grams) / len(grams) if grams else 0.0
+    split = [words(phrase) for phrase in phrases]
+    row = set(ngrams([word for phrase in split for word in phrase], n))
+    row -= {gram for phrase in split for gram in ngrams(phrase, n)}
+    return sum(gram in row for gram in grams) / len(grams) if grams else 0.0

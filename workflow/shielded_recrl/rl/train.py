@@ -114,11 +114,12 @@ def main(
         "settings": [s.model_dump() for s in (prompt, roles, settings)],
         "run": [dataset, variant, shield, explanation_tokens, precision, roles_seed, seed],
     }
+    states = load_states(ranker)
     trainer = Trainer(
         model,
         serving,
-        load_states(ranker).valid_users,
-        load_states(ranker).items,
+        states.valid_users,
+        states.items,
         settings,
         constraint,
         explanation_tokens,
@@ -149,7 +150,6 @@ class Trajectory(NamedTuple):
 
     rollout: Rollout
     logp: Tensor
-    reference: Tensor
     values: Tensor
     advantages: Tensor
     returns: Tensor
@@ -279,9 +279,7 @@ class Trainer:
             "words": float(np.mean([len(words(text)) for text in texts])),
             "ended": float(rollout.ended.float().mean()),
         }
-        return Trajectory(
-            rollout, logp, reference, values, whiten(advantages, mask), returns, hidden, log
-        )
+        return Trajectory(rollout, logp, values, whiten(advantages, mask), returns, hidden, log)
 
     def ppo_step(self, trajectory: Trajectory) -> dict[str, float]:
         """Update the policy, after the warm-up, and the value head."""

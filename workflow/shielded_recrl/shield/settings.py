@@ -12,7 +12,7 @@ class RoleSettings(Settings):
 
     protected_users: int = Field(128, ge=1, description="Users whose prefixes span the bases.")
     heldout_users: int = Field(
-        128, ge=1, description="Users kept out of bases, read-out and training."
+        128, ge=1, description="Users kept out of bases, read-out and rollouts."
     )
 
 

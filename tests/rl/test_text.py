@@ -1,0 +1,38 @@
+"""Plain text measures against hand-made texts."""
+
+import pytest
+
+from shielded_recrl.explainer.prompts import Item, Request
+from shielded_recrl.rl.rewards import coherence
+from shielded_recrl.rl.text import distinct_share, echo_share, names, ngrams, words
+
+LONG = "The Lord of the Rings: The Fellowship of the Ring (2001)"
+
+
+def test_words_are_lower_case_and_keep_apostrophes():
+    assert words("It's Dragon_Song, vol. 2!") == ["it's", "dragon", "song", "vol", "2"]
+
+
+def test_names_needs_the_whole_phrase_in_a_row():
+    tokens = words("You liked Runic Circuit, a game.")
+    assert names(tokens, "runic circuit")
+    assert not names(tokens, "Circuit Runic")
+    assert not names(tokens, "")
+
+
+def test_distinct_share_by_hand():
+    assert distinct_share(words("a b a b"), 2) == pytest.approx(2 / 3)
+    assert distinct_share([], 2) == 1.0
+    assert ngrams(["a"], 2) == []
+
+
+def test_echo_counts_rows_of_names_and_never_one_name():
+    assert echo_share(words(f"You may enjoy {LONG} tonight."), [LONG, "Heat"], 5) == 0.0
+    row = words("Heat Ran Casino Heist Night")
+    assert echo_share(row, ["Heat", "Ran Casino", "Heist Night"], 5) == 1.0
+
+
+def test_naming_a_long_title_costs_no_coherence():
+    request = Request(1, 1, Item(LONG, ("Fantasy",), ""), (Item("Heat", ("Crime",), ""),), (), ())
+    text = "You may enjoy {} because it is a fantasy that many people liked."
+    assert coherence(text.format(LONG), request) >= 0.95 * coherence(text.format("it"), request)
