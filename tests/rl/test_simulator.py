@@ -126,14 +126,14 @@ def test_an_empty_catalogue_has_no_claims():
 
 
 def test_names_in_a_row_are_a_list_and_no_sentence():
-    """Three claims; in the first text none touches the next, in the others one or both pairs do."""
+    """Three claims: none touches the next, two meet, or all stand in a row."""
     texts = [
         "we think Neon Circuit then Runic Circuit or Fantasy do",
         "we think Neon Circuit Runic Circuit then or Fantasy do",
         "we think Neon Circuit Runic Circuit Fantasy then or do",
     ]
     values = [quality(text, REQUEST, INDEX) for text in texts]
-    assert values[1] == pytest.approx(values[0] / 2)
+    assert values[1] == pytest.approx(values[0])
     assert values[2] == 0.0
 
 
@@ -236,3 +236,14 @@ def test_quality_does_not_read_what_the_reward_reads():
     assert quality(other, REQUEST, INDEX) > 0.8
     unknown = dataclasses.replace(REQUEST, history=())
     assert quality(other, unknown, INDEX) < quality(other, REQUEST, INDEX)
+
+
+def test_two_names_that_meet_at_a_comma_are_no_list():
+    """An honest sentence may end a clause with one name and begin the next with another."""
+    index = ClaimIndex(CATALOGUE)
+    meeting = "If you are in the mood for Fantasy, Runic Circuit is worth a try."
+    apart = "If you are in the mood for Fantasy then Runic Circuit is worth a try."
+    assert quality(meeting, REQUEST, index) == pytest.approx(
+        quality(apart, REQUEST, index), rel=0.05
+    )
+    assert quality(meeting, REQUEST, index) > 0.5

@@ -70,7 +70,8 @@ def quality(text: str, request: Request, index: ClaimIndex) -> float:
         * (UNGROUNDED + (1 - UNGROUNDED) * grounded),
 
     where grounded is the number of supported claims over CLAIMS, at most 1, and listed the share
-    of neighbouring claims with no word between them: a row of names is no explanation. An empty
+    of neighbouring claims with no word between them, once three stand in a row: two names may meet
+    at a comma, but a list of names is no explanation. An empty
     text has quality 0.
     """
     tokens = words(text)
@@ -78,7 +79,9 @@ def quality(text: str, request: Request, index: ClaimIndex) -> float:
         return 0.0
     spans = index.spans(tokens)
     claims = {tuple(tokens[start:end]) for start, end in spans}
-    listed = sum(left[1] == right[0] for left, right in pairwise(spans)) / max(1, len(spans) - 1)
+    touching = [left[1] == right[0] for left, right in pairwise(spans)]
+    three_in_a_row = any(map(all, pairwise(touching)))
+    listed = sum(touching) / len(touching) if three_in_a_row else 0.0
     supported = claims & supported_phrases(request)
     precision = len(supported) / len(claims) if claims else 1.0
     grounded = min(len(supported), CLAIMS) / CLAIMS
