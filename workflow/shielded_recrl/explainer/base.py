@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from shielded_recrl.errors import UserError
+from shielded_recrl.errors import UserError, first_line
 from shielded_recrl.explainer.lm import switch_off_dropout
 from shielded_recrl.explainer.settings import Precision
 
@@ -36,7 +36,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no readable tokenizer ({_first_line(error)})") from error
+        raise UserError(f"{folder}: no readable tokenizer ({first_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{folder}: the tokenizer has no eos_token; set one in tokenizer_config.json"
@@ -63,7 +63,7 @@ def load_base(folder: Path, precision: Precision, device: torch.device) -> PreTr
         )
     except Exception as error:
         raise UserError(
-            f"{folder}: the base LM cannot be loaded ({_first_line(error)}); "
+            f"{folder}: the base LM cannot be loaded ({first_line(error)}); "
             "delete the folder and make or fetch it again"
         ) from error
     if precision not in ("nf4", "int8"):
@@ -96,7 +96,3 @@ def _require_model_folder(folder: Path) -> None:
             f"{folder}: no config.json there; explainer.base must be `embedded`, a folder in "
             "transformers format, or a hub id"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shielded_recrl.errors import UserError
+from shielded_recrl.errors import UserError, first_line
 from shielded_recrl.files import atomic
 
 # No pickle: *.bin, *.pt and *.py are never downloaded.
@@ -30,7 +30,7 @@ def main(*, repository: str, revision: str, out: Path) -> None:
         except (HfHubHTTPError, OSError) as error:
             raise UserError(
                 f"explainer.base: {repository} at {revision} cannot be downloaded "
-                f"({str(error).strip().splitlines()[0][:200]}); check id, commit, network and HF_TOKEN"
+                f"({first_line(error)}); check id, commit, network and HF_TOKEN"
             ) from error
         if not any(partial.glob("*.safetensors")):
             raise UserError(

@@ -106,7 +106,8 @@ class PromptBuilder:
         room = self.settings.prompt_tokens - len(prefix)
         ask = self._encode(request_text(self.request_template, about))
         if len(ask) > room:
-            ask = ask[: max(0, room - 4)] + ask[-min(4, room) :]
+            # The instruction at the end stays; room is at least 5, a third of the prompt.
+            ask = ask[: room - 4] + ask[-4:]
         return Request(user, item, about, named, prefix, prefix + tuple(ask))
 
     def _encode(self, text: str) -> list[int]:
