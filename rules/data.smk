@@ -1,29 +1,28 @@
 # REQUIRED INPUTS: none (embedded), a download, or the user's raw files
-# OUTPUTS: results/data/{dataset}/{interactions,train,valid,test,items,users}.parquet, stats.json
+# OUTPUTS: results/data/{dataset}/{interactions,train,valid,test,items,users}.parquet, stats.json, quarantine.jsonl
 
 
 rule download:
     output:
-        "resources/raw/{dataset}/{file}",
+        "resources/raw/{release}/{file}",
     log:
-        "results/logs/data/{dataset}/download-{file}.log",
+        "results/logs/data/{release}/download-{file}.log",
     benchmark:
-        "results/benchmarks/data/{dataset}/download-{file}.tsv"
-    retries: 2
+        "results/benchmarks/data/{release}/download-{file}.tsv"
+    wildcard_constraints:
+        release="|".join(DOWNLOADS),
     conda:
         "../envs/download.yaml"
     threads: 1
     resources:
         mem_mb=500,
     params:
-        url=lambda w: DOWNLOADS[w.dataset][w.file]["url"],
-        sha256=lambda w: DOWNLOADS[w.dataset][w.file]["sha256"],
-        size=lambda w: DOWNLOADS[w.dataset][w.file]["bytes"],
+        published=lambda w: STUDY.download_flags(w.release, w.file),
     message:
-        "Download {wildcards.file} of {wildcards.dataset}"
+        "Download {wildcards.file} of {wildcards.release}"
+    # The command itself tries again, and goes on where it stopped: its partial file is no output.
     shell:
-        "python -m shielded_recrl.data download --url {params.url} --out {output} "
-        "--sha256 {params.sha256} --size {params.size} 2>&1 | tee {log}"
+        "python -m shielded_recrl.data download --out {output} {params.published} 2>&1 | tee {log}"
 
 
 rule make_world:
@@ -58,13 +57,14 @@ rule prepare:
             name=["interactions", "train", "valid", "test", "items", "users"],
         ),
         "results/data/{dataset}/stats.json",
+        "results/data/{dataset}/quarantine.jsonl",
     log:
         "results/logs/data/{dataset}/prepare.log",
     benchmark:
         "results/benchmarks/data/{dataset}/prepare.tsv"
     conda:
         "../envs/data.yaml"
-    threads: 1
+    threads: 2
     resources:
         mem_mb=2000,
     params:
@@ -75,5 +75,6 @@ rule prepare:
     message:
         "Prepare {wildcards.dataset}: filter, split, catalogue"
     shell:
+        "POLARS_MAX_THREADS={threads} "
         "python -m shielded_recrl.data prepare --dataset {wildcards.dataset} {params.raw} "
         "--out results/data/{wildcards.dataset} --seed {params.seed} {params.settings} 2>&1 | tee {log}"

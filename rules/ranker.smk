@@ -1,5 +1,5 @@
-# REQUIRED INPUTS: results/data/{dataset}/*.parquet
-# OUTPUTS: results/ranker/{dataset}/{model,states}.safetensors, train.jsonl, metrics.json
+# REQUIRED INPUTS: results/data/{dataset}/*.parquet, stats.json
+# OUTPUTS: results/ranker/{dataset}/{model,states}.safetensors, train.jsonl, metrics.json, card.md
 
 
 rule train_ranker:
@@ -26,16 +26,30 @@ rule train_ranker:
         "Train SASRec on {wildcards.dataset}"
     shell:
         "python -m shielded_recrl.ranker train --data results/data/{wildcards.dataset} "
-        "--out results/ranker/{wildcards.dataset} --seed {params.seed} {params.settings} "
-        "2>&1 | tee {log}"
+        "--out results/ranker/{wildcards.dataset} --scratch results/scratch/ranker/"
+        "{wildcards.dataset} --seed {params.seed} {params.settings} 2>&1 | tee {log}"
 
 
 rule evaluate_ranker:
     input:
         SPLITS,
+        stats="results/data/{dataset}/stats.json",
         model="results/ranker/{dataset}/model.safetensors",
+        curve="results/ranker/{dataset}/train.jsonl",
     output:
         metrics="results/ranker/{dataset}/metrics.json",
+        card=report(
+            "results/ranker/{dataset}/card.md",
+            caption="../workflow/report/ranker_card.rst",
+            category="Ranker",
+            labels={"dataset": "{dataset}", "file": "card"},
+        ),
+        figure=report(
+            "results/ranker/{dataset}/curve.svg",
+            caption="../workflow/report/ranker_curve.rst",
+            category="Ranker",
+            labels={"dataset": "{dataset}", "file": "validation curve"},
+        ),
         states="results/ranker/{dataset}/states.safetensors",
     log:
         "results/logs/ranker/{dataset}/evaluate.log",
@@ -49,7 +63,7 @@ rule evaluate_ranker:
     params:
         code=code_digest("shielded_recrl.ranker.evaluate"),
     message:
-        "Evaluate SASRec on {wildcards.dataset}"
+        "Evaluate SASRec beside its baselines on {wildcards.dataset}"
     shell:
         "python -m shielded_recrl.ranker evaluate --data results/data/{wildcards.dataset} "
         "--model {input.model} --out results/ranker/{wildcards.dataset} 2>&1 | tee {log}"

@@ -111,10 +111,17 @@ class TestPublishedScale:
     def test_downloads_and_base_are_pinned(self, full):
         downloads = read("resources/checksums.yaml")
         study = Study(full, downloads)
-        for dataset in ("books", "ml25m"):
-            for about in downloads[dataset].values():
-                assert about["url"].startswith("https://")
-        assert study.raw_paths("books")[0].startswith("resources/raw/books/")
+        assert study.raw_paths("books") == [
+            "resources/raw/books-2023/Books.csv.gz",
+            "resources/raw/books-2023/meta_Books.jsonl.gz",
+        ]
+        assert study.raw_paths("ml25m") == ["resources/raw/ml25m/ml-25m.zip"]
+        assert study.raw_paths("steam")[1] == "resources/raw/steam/steam_games.json.gz"
+        for dataset in ("books", "ml25m", "steam"):
+            for path in study.raw_paths(dataset):
+                if path.startswith("resources/"):
+                    _, _, published, file = path.split("/")
+                    assert downloads[published][file]["url"].startswith("https://")
         assert study.revisions() == {HUB.replace("/", "--"): COMMIT}
 
 
@@ -173,6 +180,18 @@ def test_configs_of_the_tests_load(name):
         (
             {"datasets": {"steam": {"source": "download"}}, "study": []},
             "datasets.steam.source: its terms ask for a login",
+        ),
+        (
+            {"datasets": {"books": {"edition": 2018}}, "study": []},
+            "datasets.books.edition: there is no edition 2018; expected 2023 or 2014 or null",
+        ),
+        (
+            {"datasets": {"steam": {"edition": 2014}}, "study": []},
+            "datasets.steam.edition: there is no edition 2014; expected null",
+        ),
+        (
+            {"datasets": {"ml25m": {"source": "r.csv", "metadata": "download"}}, "study": []},
+            "datasets.ml25m.metadata: the published zip is not fetched for its metadata alone",
         ),
         ({"variants": {"a-b": {}}, "study": []}, "variants.a-b: a variant's name has only"),
         (

@@ -9,10 +9,18 @@ from shielded_recrl.study import Study, present
 
 HUB = "org/lm"
 COMMIT = "0" * 40
+DOWNLOADS = {
+    "books-2014": {"old.gz": {"url": "https://x/old.gz", "max_bytes": 7}, "old-meta.gz": {}},
+    "books-2023": {
+        "a.gz": {"url": "https://x/a.gz?b&c", "bytes": 5, "sha256": "ab", "md5": "cd"},
+        "b.gz": {},
+    },
+    "steam": {"plays.csv": {"url": None, "license": "theirs"}, "games.gz": {}},
+}
 
 
 def study(**values):
-    return Study(load_config(values), {"books": {"a.gz": {}, "b.gz": {}}})
+    return Study(load_config(values), DOWNLOADS)
 
 
 def cell(dataset, *variants, seeds=(1,)):
@@ -44,7 +52,8 @@ def test_raw_files_of_each_source(tmp_path):
             "steam": {"source": "my plays.csv", "metadata": "games.json.gz"},
         },
     )
-    assert made.raw_paths("books") == ["resources/raw/books/a.gz", "resources/raw/books/b.gz"]
+    folder = "resources/raw/books-2023"
+    assert made.raw_paths("books") == [f"{folder}/a.gz", f"{folder}/b.gz"]
     assert made.raw_paths("ml25m") == [str(tmp_path / "ratings.csv"), str(tmp_path / "movies.csv")]
     assert shlex.split(made.raw_flags("steam")) == [
         *("--interactions", "my plays.csv", "--metadata", "games.json.gz"),
@@ -53,6 +62,30 @@ def test_raw_files_of_each_source(tmp_path):
     embedded = Study(Config(), {})
     assert embedded.raw_inputs("books") == ["results/data/books/raw"]
     assert "--synthetic True" in embedded.prepare_flags("books")
+
+
+def test_editions_and_metadata_alone_can_be_fetched():
+    made = study(
+        datasets={
+            "books": {"source": "download", "edition": 2014},
+            "steam": {"source": "./plays.csv", "metadata": "download"},
+        },
+        study=[cell("books", "shielded")],
+    )
+    folder = "resources/raw/books-2014"
+    assert made.raw_paths("books") == [f"{folder}/old.gz", f"{folder}/old-meta.gz"]
+    assert made.raw_paths("steam") == ["./plays.csv", "resources/raw/steam/games.gz"]
+    # The user's own file is missing; what a rule fetches is an input all the same.
+    assert made.raw_inputs("steam") == ["resources/raw/steam/games.gz"]
+
+
+def test_downloads_name_what_is_known_of_them():
+    made = study()
+    assert shlex.split(made.download_flags("books-2023", "a.gz")) == [
+        *("--url", "https://x/a.gz?b&c", "--size", "5", "--sha256", "ab", "--md5", "cd"),
+    ]
+    assert made.download_flags("books-2014", "old.gz") == "--url https://x/old.gz --max-bytes 7"
+    assert made.download_flags("steam", "plays.csv") == "--url None"
 
 
 def test_missing_files_of_the_user_are_no_inputs(tmp_path):

@@ -2,11 +2,14 @@
 
 import gzip
 import json
+import zipfile
 
 import polars as pl
 import pytest
 
 from shielded_recrl.data import metadata
+from shielded_recrl.data.quarantine import Quarantine
+from shielded_recrl.errors import UserError
 
 LINES = [
     "{'asin': 'A1', 'title': 'Salt &amp;amp; <i>Ember</i>', 'categories': "
@@ -18,14 +21,36 @@ LINES = [
 ]
 
 
-def book_rows(tmp_path, lines, wanted):
-    path = tmp_path / "meta.json.gz"
-    path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
-    return metadata.load_books(path, wanted)
+@pytest.fixture
+def load(tmp_path):
+    """Run a loader; returns what it found, and the rows it put aside."""
+
+    def run(dataset, path, wanted):
+        aside = tmp_path / "quarantine.jsonl"
+        with Quarantine(aside) as quarantine:
+            found = metadata.LOADERS[dataset](path, wanted, quarantine)
+        rows = [json.loads(line) for line in aside.read_text().splitlines()]
+        assert {row["file"] for row in rows} <= {str(path), f"{path}/movies.csv"}
+        return found, [(row["line"], row["reason"], row["text"]) for row in rows]
+
+    return run
 
 
-def test_books_of_2014_and_2023(tmp_path):
-    found = book_rows(tmp_path, LINES, {"A1", "A2", "A3", "A4"})
+@pytest.fixture
+def book_rows(tmp_path, load):
+    def run(lines, wanted):
+        path = tmp_path / "meta.json.gz"
+        path.write_bytes(
+            gzip.compress(b"".join(getattr(x, "encode", lambda x=x: x)() + b"\n" for x in lines))
+        )
+        return load("books", path, wanted)
+
+    return run
+
+
+def test_books_of_2014_and_2023(book_rows):
+    found, aside = book_rows(LINES, {"A1", "A2", "A3", "A4"})
+    assert aside == []
     assert found.read == 4
     assert found.bad == {}
     assert found.frame.rows() == [
@@ -35,18 +60,138 @@ def test_books_of_2014_and_2023(tmp_path):
     ]
 
 
-def test_a_broken_line_of_a_wanted_book_is_counted(tmp_path):
-    found = book_rows(tmp_path, [*LINES, "{'asin': 'A4', 'title': "], {"A4"})
+def test_bad_lines_of_wanted_books_are_counted_and_put_aside(book_rows):
+    bad = [
+        "{'asin': 'A4', 'title': ",
+        '{"title": "cut before its i',
+        b"{'asin': 'A4', 'title': '\xff'}",
+        '["A4"]',
+        '{"title": "no id"}',
+        '{"asin": "A4", "parent_asin": 4}',
+        "[" * 100_000,
+    ]
+    found, aside = book_rows([*LINES, "", *bad, '{"asin": "A4", "title": "Good"}'], {"A4"})
+    assert found.read == 12
+    assert found.bad == {"unreadable": 4, "not UTF-8": 1, "no id": 2}
+    assert [(line, reason) for line, reason, _ in aside] == [
+        (6, "unreadable"),
+        (7, "unreadable"),
+        (8, "not UTF-8"),
+        (9, "unreadable"),
+        (10, "no id"),
+        (11, "no id"),
+        (12, "unreadable"),
+    ]
+    assert aside[0][2] == bad[0]
+    assert aside[2][2] == "{'asin': 'A4', 'title': '\ufffd'}"
+    assert found.frame["title"].to_list() == ["Good"]
+
+
+@pytest.mark.parametrize(
+    "code", ["str(1 + 1)", "__import__('os').getcwd()", "[x for x in (1,)]", "f'{1}'", "open"]
+)
+def test_literals_are_never_executed(book_rows, code):
+    found, aside = book_rows([f"{{'asin': 'A1', 'title': {code}}}"], {"A1"})
     assert found.bad == {"unreadable": 1}
-    assert found.frame.is_empty()
+    assert aside[0][:2] == (1, "unreadable")
 
 
-def test_literals_are_never_executed(tmp_path):
-    found = book_rows(tmp_path, ["{'asin': 'A1', 'title': str(1 + 1)}"], {"A1"})
+def test_long_literals_are_not_parsed(book_rows, monkeypatch):
+    monkeypatch.setattr(metadata, "LITERAL_LENGTH", 100)
+    lines = [f"{{'asin': 'A{n}', 'title': '{'x' * n}'}}" for n in (50, 200)]
+    found, _ = book_rows(lines, {"A50", "A200"})
     assert found.bad == {"unreadable": 1}
+    assert found.frame["source_id"].to_list() == ["A50"]
 
 
-def test_movies_lose_year_and_trailing_article(tmp_path):
+def test_the_first_row_of_a_book_counts_and_order_is_that_of_the_file(book_rows, monkeypatch):
+    monkeypatch.setattr(metadata, "CHUNK", 3)
+    lines = [json.dumps({"parent_asin": f"A{n % 10}", "title": f"T{n}"}) for n in range(25)]
+    found, _ = book_rows(lines, {f"A{n}" for n in range(8)})
+    assert found.read == 25
+    assert found.frame["title"].to_list() == [f"T{n}" for n in range(8)]
+
+
+def test_an_id_inside_another_field_hides_no_book(book_rows):
+    line = {"similar_item": [{"asin": "OTHER"}], "parent_asin": "A1", "title": "Found"}
+    found, _ = book_rows([json.dumps(line)], {"A1"})
+    assert found.frame["title"].to_list() == ["Found"]
+
+
+def test_long_fields_are_cut_after_a_word(book_rows):
+    line = {
+        "asin": "A1",
+        "title": "word " * 1000,
+        "description": ["<p>" + "longer " * 100_000] * 2,
+        "categories": ["Books", *(f"{n} " + "x" * 500 for n in range(500))],
+    }
+    found, _ = book_rows([json.dumps(line)], {"A1"})
+    ((_, title, text, categories),) = found.frame.rows()
+    assert title == ("word " * 60).rstrip()
+    assert text == ("longer " * 143)[:1000].rstrip()
+    assert len(categories) == metadata.NAMES - 1
+    assert max(map(len, categories)) <= metadata.NAME_LENGTH
+
+
+def test_half_a_character_is_replaced(book_rows):
+    found, _ = book_rows(['{"asin": "A1", "title": "x \\ud83d y"}'], {"A1"})
+    assert found.frame["title"].to_list() == ["x ? y"]
+
+
+def test_nested_lists_of_any_depth(book_rows):
+    line = '{"asin": "A1", "title": "T", "categories": ' + "[" * 900 + '"Deep"' + "]" * 900 + "}"
+    found, _ = book_rows([line, '{"asin": "A2"}'], {"A1", "A2"})
+    assert found.frame["source_id"].to_list() == ["A1", "A2"]
+
+
+MOVIES = "movieId,title,genres\n1,Emma (1996),Romance\n2,Babylon 5,(no genres listed)\n"
+
+
+def test_bad_movies_are_put_aside(tmp_path, load):
+    path = tmp_path / "movies.csv"
+    path.write_bytes(
+        MOVIES.encode() + b'3,"Two\nlines",Drama\n\n4,,Drama\n5,No genres\n6,\xff,Drama\n7,Last,X\n'
+    )
+    found, aside = load("ml25m", path, {"1", "3", "4", "5", "6", "7"})
+    assert found.read == 7
+    assert found.bad == {"missing field": 2, "not UTF-8": 1}
+    assert aside == [
+        (7, "missing field", "4,,Drama"),
+        (8, "missing field", "5,No genres,"),
+        (9, "not UTF-8", "6,\ufffd,Drama"),
+    ]
+    assert found.frame["title"].to_list() == ["Emma", "Two lines", "Last"]
+
+
+def test_movies_in_the_published_zip(tmp_path, load):
+    (tmp_path / "movies.csv").write_text(MOVIES)
+    path = tmp_path / "ml-25m.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ml-25m/movies.csv", MOVIES + "9,,\n")
+    plain, _ = load("ml25m", tmp_path / "movies.csv", {"1", "2"})
+    packed, aside = load("ml25m", path, {"1", "2"})
+    assert packed.frame.equals(plain.frame)
+    assert aside == [(4, "missing field", "9,,")]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "header is ''"),
+        ("id,name\n1,x\n", "header is 'id,name'; expected the columns movieId, title, genres"),
+        ('movieId,title,genres\n1,"' + "x" * 200_000, "line 2: not csv (field larger"),
+    ],
+)
+def test_no_movies(tmp_path, load, content, says):
+    path = tmp_path / "movies.csv"
+    path.write_text(content)
+    with pytest.raises(UserError) as raised:
+        load("ml25m", path, {"1"})
+    assert str(raised.value).startswith(str(path))
+    assert says in str(raised.value)
+
+
+def test_movies_lose_year_and_trailing_article(tmp_path, load):
     path = tmp_path / "movies.csv"
     path.write_text(
         "movieId,title,genres\n"
@@ -55,7 +200,7 @@ def test_movies_lose_year_and_trailing_article(tmp_path):
         "3,Emma (1996),Romance\n4,Emma (2009),Romance\n5,Babylon 5,(no genres listed)\n",
         encoding="utf-8",
     )
-    found = metadata.load_ml25m(path, {"1", "2", "3", "4", "5"})
+    found, _ = load("ml25m", path, {"1", "2", "3", "4", "5"})
     assert found.frame.rows() == [
         ("1", "The Matrix", "Released in 1999.", ["Action", "Sci-Fi"]),
         (
@@ -70,7 +215,7 @@ def test_movies_lose_year_and_trailing_article(tmp_path):
     ]
 
 
-def test_steam_joins_on_lower_case_and_the_first_row_wins(tmp_path):
+def test_steam_joins_on_lower_case_and_the_first_row_wins(tmp_path, load):
     path = tmp_path / "games.json"
     path.write_text(
         "{u'app_name': u'DOTA 2', u'genres': [u'Action'], u'tags': [u'MOBA', u'Team']}\n"
@@ -78,7 +223,7 @@ def test_steam_joins_on_lower_case_and_the_first_row_wins(tmp_path):
         "{u'title': u'Tom &amp; Co', u'tags': [u'A', u'B', u'C', u'D']}\n"
         "{u'id': u'1'}\n"
     )
-    found = metadata.load_steam(path, {"Dota 2", "dota 2", "Tom & Co", "Unknown"})
+    found, _ = load("steam", path, {"Dota 2", "dota 2", "Tom & Co", "Unknown"})
     assert found.frame.sort("source_id").select("source_id", "text", "categories").rows() == [
         ("Dota 2", "MOBA, Team", ["Action"]),
         ("Tom & Co", "A, B, C, D", ["A", "B", "C"]),
@@ -95,9 +240,9 @@ def test_less_than_is_no_tag():
     assert metadata.clean("I &lt;3 you, 2 < 3 > 1") == "I <3 you, 2 < 3 > 1"
 
 
-def test_json_and_literal_lines_say_the_same(tmp_path):
+def test_json_and_literal_lines_say_the_same(book_rows):
     row = {"asin": "A1", "title": "It's <b>x</b>", "categories": [["Books", "Cooking"]]}
-    frames = [book_rows(tmp_path, [dump(row)], {"A1"}).frame for dump in (json.dumps, repr)]
+    frames = [book_rows([dump(row)], {"A1"})[0].frame for dump in (json.dumps, repr)]
     assert frames[0].equals(frames[1])
     assert isinstance(frames[0], pl.DataFrame)
     assert len(frames[0]) == 1

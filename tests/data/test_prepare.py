@@ -4,16 +4,21 @@ import gzip
 import json
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shielded_recrl.data.prepare import main
+from shielded_recrl.data.quarantine import Quarantine
+from shielded_recrl.data.raw import LOADERS
 from shielded_recrl.data.settings import PrepareSettings
 
 HEADER = "userId,movieId,rating,timestamp\n"
@@ -26,6 +31,10 @@ def tables(folder: Path) -> dict[str, pl.DataFrame]:
 
 def stats(folder: Path) -> dict:
     return json.loads((folder / "stats.json").read_text())
+
+
+def quarantine(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "quarantine.jsonl").read_text().splitlines()]
 
 
 def check(folder: Path, core: int = 1) -> dict[str, pl.DataFrame]:
@@ -81,6 +90,7 @@ def test_movielens_whole(shared_data, tmp_path, command):
     assert command("prepare", "--dataset", "ml25m", *words).code == 0
     about = stats(tmp_path)
     assert (about["kept"], about["users"], about["dropped"]) == (100_836, 610, {})
+    assert (about["users_read"], about["items_read"]) == (610, 9_724)
 
 
 def test_movielens_zip_is_the_same_as_its_files(shared_data, tmp_path, command):
@@ -109,6 +119,8 @@ def test_steam(shared_data, tmp_path, command):
     found = check(tmp_path)
     about = stats(tmp_path)
     assert (about["rows_read"], about["users"], about["items"]) == (200_000, 12_393, 5_155)
+    assert (about["users_read"], about["items_read"]) == (12_393, 5_155)
+    assert quarantine(tmp_path) == []
     assert about["metadata"] == {"rows_read": 32_135, "bad": {}, "matched": 2_545, "untitled": 0}
     assert not about["sequential"]
     assert found["interactions"]["timestamp"].null_count() == len(found["interactions"])
@@ -139,6 +151,17 @@ def test_amazon(shared_data, tmp_path, command, name, read, users, items):
     assert (about["rows_read"], about["users"], about["items"]) == (read, users, items)
 
 
+def test_first_real_books_as_they_are(shared_data, tmp_path):
+    path = shared_data / "books" / "reviews_Books_5_first1000.json.gz"
+    with Quarantine(tmp_path / "quarantine.jsonl") as aside:
+        raw = LOADERS["books"](path, aside, tmp_path)
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    assert (raw.read, dict(aside.counts)) == (len(lines), {}) == (1000, {})
+    assert raw.users.source(raw.columns["user"]).to_list() == [row["reviewerID"] for row in lines]
+    assert raw.items.source(raw.columns["item"]).to_list() == [row["asin"] for row in lines]
+    assert raw.columns["time"].tolist() == [row["unixReviewTime"] for row in lines]
+
+
 def test_first_real_books(shared_data, tmp_path, command):
     # Too sparse for a split of its own: 996 readers of a thousand reviews. One joined reader of
     # everything gives every part a row, and every book of the file its metadata.
@@ -147,7 +170,7 @@ def test_first_real_books(shared_data, tmp_path, command):
     reviews = tmp_path / "reviews.json.gz"
     extra = []
     for number, asin in enumerate(sorted({json.loads(line)["asin"] for line in lines})):
-        row = {"reviewerID": "ALL", "asin": asin, "overall": 5.0, "unixReviewTime": number}
+        row = {"reviewerID": "ALL", "asin": asin, "overall": 5.0, "unixReviewTime": number + 1}
         extra.append(json.dumps(row).encode())
     reviews.write_bytes(gzip.compress(b"\n".join([*lines, *extra])))
     words = ("--interactions", reviews, "--metadata", raw / "meta_Books_1000.json.gz")
@@ -219,10 +242,14 @@ def test_a_weight_at_the_threshold_is_kept(tmp_path, command):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.randoms(use_true_random=False), st.integers(2, 4))
-def test_row_order_is_irrelevant(source, core):
-    cells = [(u, i) for u in range(8) for i in range(8) if source.random() < 0.7]
-    times = source.sample(range(1000), len(cells))
+@given(
+    st.randoms(use_true_random=False),
+    st.integers(2, 4),
+    st.sampled_from(["per_user", "leave_one_out", "global_time"]),
+)
+def test_row_order_is_irrelevant(source, core, kind):
+    cells = [(u, i) for u in range(8) for i in range(8) if source.random() < 0.9]
+    times = source.sample(range(1, 1000), len(cells))
     rows = [f"{u},{i},4.0,{t}\n" for (u, i), t in zip(cells, times, strict=True)]
     folder = Path(tempfile.mkdtemp())
     try:
@@ -234,7 +261,7 @@ def test_row_order_is_irrelevant(source, core):
                 dataset="ml25m",
                 interactions=path,
                 out=folder / name,
-                settings=PrepareSettings(min_interactions=core),
+                settings=PrepareSettings(min_interactions=core, split=kind),
             )
             found.append(check(folder / name, core=core))
             random.Random(1).shuffle(rows)
@@ -243,20 +270,58 @@ def test_row_order_is_irrelevant(source, core):
         shutil.rmtree(folder)
 
 
+def test_where_times_are_equal_the_order_of_the_file_stands(tmp_path, command):
+    """Mixing rows of different users changes nothing; a user's own order does."""
+    rows = [(u, i) for u in range(1, 7) for i in range(1, 7)]
+    mixed = sorted(rows, key=lambda row: row[1])
+    turned = rows[::-1]
+    last = []
+    for name, order in (("rows", rows), ("mixed", mixed), ("turned", turned)):
+        path = tmp_path / f"{name}.csv"
+        path.write_text(HEADER + "".join(f"{u},{i},4.0,7\n" for u, i in order))
+        out = tmp_path / name
+        words = ("--dataset", "ml25m", "--interactions", path, "--out", out)
+        assert command("prepare", *words).code == 0
+        last.append(set(tables(out)["test"]["item"]))
+    assert last == [{6}, {6}, {1}]
+
+
 def test_unreadable_rows_are_counted_by_reason(ratings, tmp_path, command):
     with ratings.open("a") as stream:
         stream.write("7,,4.0,1\n7,1,four,1\n7,1,nan,1\n7,1,9.5,1\n7,1,4.0,soon\n7,1\n")
+        stream.write("7,1,4.0,0\n7,1,4.0,-5\nx,1,4.0,5\n-7,1,4.0,5\n7,1,4.0,5,6\n")
+        stream.write('7,1,4.0,"5\n')
+    with ratings.open("ab") as stream:
+        stream.write(b"7,1\xff,4.0,5\n")
     out = tmp_path / "out"
     words = ("prepare", "--dataset", "ml25m", "--interactions", ratings, "--out", out)
-    assert command(*words, "--max-bad-share", 0.2).code == 0
+    assert command(*words, "--max-bad-share", 0.3).code == 0
+    check(out)
+    assert stats(out)["rows_read"] == 36 + 13
     assert stats(out)["dropped"] == {
+        "id is no number": 1,
+        "id out of range": 1,
         "missing field": 2,
+        "not UTF-8": 1,
         "rating out of range": 2,
+        "time not positive": 2,
+        "too many fields": 1,
         "unreadable number": 2,
+        "unreadable quotes": 1,
     }
+    rows = quarantine(out)
+    assert [row["line"] for row in rows] == list(range(38, 51))
+    assert rows[0] == {
+        "file": str(ratings),
+        "line": 38,
+        "reason": "missing field",
+        "text": "7,,4.0,1",
+    }
+    assert rows[-1]["text"] == "7,1\ufffd,4.0,5"
     refused = command(*words)
     assert refused.code == 1
-    assert "6 of 42 rows are unreadable" in refused.message
+    assert "13 of 49 rows are unreadable" in refused.message
+    assert "first line 38: missing field; line 39: unreadable number" in refused.message
     assert "max_bad_share" in refused.message
     assert "\n" not in refused.message
 
@@ -311,16 +376,16 @@ PACKED_CSV = gzip.compress((HEADER + "1,1,4.0,1\n" * 5000).encode())
         ("ml25m", "gone.csv", None, "no such file"),
         ("books", "gone.json.gz", None, "no such file"),
         ("books", "cut.json.gz", PACKED[: len(PACKED) // 2], "damaged gzip"),
-        ("ml25m", "cut.csv.gz", PACKED_CSV[: len(PACKED_CSV) // 2], "not a readable csv"),
+        ("ml25m", "cut.csv.gz", PACKED_CSV[: len(PACKED_CSV) // 2], "damaged gzip"),
         ("books", "plain.json.gz", REVIEW.encode(), "damaged gzip"),
         ("ml25m", "cut.zip", b"PK\x03\x04 not a zip", "damaged zip"),
         ("ml25m", "ratings.csv", b"user,item,rating\n1,2,3\n", "userId, movieId"),
         ("ml25m", "ratings.csv", b"1,2,4.0,5\n1,3,4.0,6\n", "without a header"),
         ("books", "Books.csv", b"asin,user,rating,timestamp\na,b,5,1\n", "user_id, parent_asin"),
         ("books", "reviews.json", b'{"user": 1}\n', "reviewerID, asin"),
-        ("steam", "steam.csv", b'1,"G",play,3.0\n', "4 columns"),
-        ("steam", "steam.csv", b'1,"G,play,3.0,0\n', "not a readable csv"),
-        ("ml25m", "ratings.csv", b"", "not a readable csv"),
+        ("steam", "steam.csv", b'1,"G",play,3.0\n', "line 1: missing field"),
+        ("steam", "steam.csv", b'1,"G,play,3.0,0\n', "line 1: unreadable quotes"),
+        ("ml25m", "ratings.csv", b"", "userId, movieId"),
         ("ml25m", "ratings.csv", HEADER.encode(), "no rows"),
         ("books", "reviews.json", b"", "no rows"),
         ("ml25m", "ratings.csv", (HEADER + "1,1,4.0,1\n").encode(), "lower them"),
@@ -340,7 +405,8 @@ def test_bad_interactions_give_one_line_and_no_file(
     assert expected in ended.message
     assert "\n" not in ended.message
     assert dataset == "anime" or str(path) in ended.message
-    assert not out.exists()
+    # An archive may have been unpacked there.
+    assert not list(out.glob("*"))
 
 
 def test_zip_without_ratings(tmp_path, command):
@@ -348,7 +414,7 @@ def test_zip_without_ratings(tmp_path, command):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
     words = ("--dataset", "ml25m", "--interactions", path, "--out", tmp_path / "out")
-    assert "no ratings.csv inside" in command("prepare", *words).message
+    assert "0 files called ratings.csv inside" in command("prepare", *words).message
 
 
 def test_an_empty_split_is_refused(tmp_path, command):
@@ -392,3 +458,43 @@ def test_a_failed_run_leaves_an_earlier_result_alone(ratings, tmp_path, command)
     ratings.write_text(HEADER)
     assert command(*words).code == 1
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_the_raw_file_is_read_in_place(ratings, tmp_path, command):
+    packed = tmp_path / "raw" / "ml-25m.zip"
+    packed.parent.mkdir()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.write(ratings, "ml-25m/ratings.csv")
+        archive.writestr("ml-25m/movies.csv", "movieId,title,genres\n1,One (1999),Drama\n,x,y\n")
+    before = packed.read_bytes()
+    packed.parent.chmod(0o500)
+    out = tmp_path / "out"
+    words = ("--interactions", packed, "--out", out, "--max-bad-share", 0.5)
+    assert command("prepare", "--dataset", "ml25m", *words).code == 0
+    assert packed.read_bytes() == before
+    assert {path.name for path in out.iterdir()} == {
+        *(f"{name}.parquet" for name in NAMES),
+        "stats.json",
+        "quarantine.jsonl",
+    }
+    (bad,) = quarantine(out)
+    assert (bad["file"], bad["line"]) == (f"{packed}/movies.csv", 3)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """Three million rows are 60 MB of columns; their text as Python objects would be gigabytes."""
+    path = tmp_path / "ratings.csv"
+    rows = np.arange(3_000_000)
+    pl.DataFrame(
+        {"userId": rows // 60, "movieId": rows % 60, "rating": 4.0, "timestamp": rows + 1}
+    ).write_csv(path)
+    words = ("--dataset", "ml25m", "--interactions", path, "--out", tmp_path / "out")
+    peak = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    run = f"import subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2); {peak}"
+    command = [sys.executable, "-m", "shielded_recrl.data", "prepare", *map(str, words)]
+    done = subprocess.run(
+        [sys.executable, "-c", run, *command], check=True, capture_output=True, text=True
+    )
+    assert stats(tmp_path / "out")["kept"] == 3_000_000
+    assert int(done.stdout) < 450_000

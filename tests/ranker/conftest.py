@@ -7,6 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from shielded_recrl.files import write_json
+
 INTERACTIONS = {
     "user": pl.Int32,
     "item": pl.Int32,
@@ -40,6 +42,16 @@ def write_dataset(folder: Path, sequences: list[dict[str, list[int]]], n_items: 
     )
     pl.DataFrame({"user": range(1, len(sequences) + 1)}, schema={"user": pl.Int32}).write_parquet(
         folder / "users.parquet"
+    )
+    write_json(
+        folder / "stats.json",
+        {
+            "dataset": "series",
+            "synthetic": True,
+            "sequential": True,
+            "settings": {"split": "per_user"},
+            "rows_read": sum(map(len, rows.values())),
+        },
     )
     return folder
 

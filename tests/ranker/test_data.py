@@ -1,11 +1,16 @@
 """Reading the splits: sequences, masks, and files that are wrong."""
 
+from itertools import chain
+
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.ranker.data import load_splits, read_parquet
+from shielded_recrl.ranker import data
+from shielded_recrl.ranker.data import Sequences, Splits, load_splits, read_parquet
 
 SEQUENCES = [
     {"train": [3, 1], "valid": [4], "test": [5]},
@@ -60,6 +65,61 @@ def test_evaluable_users_have_a_history_and_something_new(folder):
 def test_an_unknown_split_is_refused(folder):
     with pytest.raises(ValueError, match="valid or test"):
         load_splits(folder).history("train", 1)
+
+
+item_lists = st.lists(st.integers(1, 7), max_size=5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(st.tuples(item_lists, item_lists, item_lists), min_size=1, max_size=6),
+    flags=st.sampled_from([1, 17, 2**24]),
+)
+def test_agrees_with_a_loop_over_users(rows, flags):
+    """Everything a split answers, against plain lists and sets; blocks of one, two and all users."""
+    splits = Splits.from_sequences(*zip(*rows, strict=True), n_items=7)
+    rows = [([], [], []), *rows]
+    users = np.arange(len(rows))[::-1]
+    for at, split in ((1, "valid"), (2, "test")):
+        past = [list(chain(*row[:at])) for row in rows]
+        new = [set(row[at]) - set(taken) for row, taken in zip(rows, past, strict=True)]
+        assert [row.tolist() for row in splits.histories(split)] == past
+        assert [splits.history(split, user).tolist() for user in range(len(rows))] == past
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data, "FLAGS", flags)
+            assert splits.evaluable(split).tolist() == [
+                user for user in range(len(rows)) if past[user] and new[user]
+            ]
+        for mask, wanted in ((splits.seen_mask, past), (splits.relevant_mask, new)):
+            assert [set(np.flatnonzero(row)) for row in mask(split, users)] == [
+                set(wanted[user]) for user in users
+            ]
+        places, items = splits.seen_pairs(split, users)
+        for place, user in enumerate(users):
+            assert items[places == place].tolist() == past[user]
+    everything = list(chain(*(row[0] for row in rows)))
+    assert splits.popularity().tolist() == [everything.count(item) for item in range(8)]
+
+
+def test_sequences_are_rows():
+    rows = [[], [3, 1], [], [2]]
+    sequences = Sequences.from_rows(rows)
+    assert len(sequences) == 4
+    assert [row.tolist() for row in sequences] == rows
+    assert [sequences[i].tolist() for i in (1, -1, np.int64(3))] == [[3, 1], [2], [2]]
+    assert sequences.lengths.tolist() == [0, 2, 0, 1]
+    with pytest.raises(IndexError):
+        sequences[4]
+    places, items = sequences.pairs(np.array([3, 0, 1, 1]))
+    assert list(zip(places, items, strict=True)) == [(0, 2), (2, 3), (2, 1), (3, 3), (3, 1)]
+
+
+def test_sequences_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="2, 1 and 2 users"):
+        Splits.from_sequences([[1], [2]], [[1]], [[], []], n_items=2)
+    for bad in (0, 3):
+        with pytest.raises(ValueError, match=r"not all within 1\.\.2"):
+            Splits.from_sequences([[1]], [[bad]], [[2]], n_items=2)
 
 
 @pytest.mark.parametrize("name", ["train", "items", "users"])

@@ -7,13 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ir_measures import RR, Success, nDCG
 
-from shielded_recrl.ranker.metrics import candidate_scores, ranking_metrics, ranks, top_k
+from shielded_recrl.ranker.metrics import candidate_scores, find, ranking_metrics, ranks, top_k
 
 
 def mask(n_items: int, *items: int) -> np.ndarray:
     row = np.zeros((1, n_items + 1), dtype=bool)
     row[0, list(items)] = True
     return row
+
+
+EMPTY = np.empty(0, dtype=np.int64)
 
 
 @st.composite
@@ -55,6 +58,24 @@ def test_ties_count_against_the_model():
     assert (constant.ndcg[0], constant.hr[0], constant.mrr[0]) == (0, 0, 0)
 
 
+def test_ties_at_every_cut_off_by_hand():
+    """Items 1 and 5 are wanted and tied with 2 and 3: 2, 3, 1, 5, then 4."""
+    found = find(
+        np.array([[0.0, 1, 1, 1, 0, 1]]), (np.zeros(2, int), np.array([5, 1])), (EMPTY, EMPTY), 5
+    )
+    assert found.ranks[0, :2].tolist() == [3, 4]
+    assert sorted(found.lists[0, :2]) == [2, 3]
+    assert sorted(found.lists[0, 2:4]) == [1, 5]
+    assert found.lists[0, 4] == 4
+    discounts = 1 / np.log2([4, 5])
+    ideal = 1 + 1 / np.log2(3)
+    expected = {1: (0, 0, 0), 2: (0, 0, 0), 3: (discounts[0] / ideal, 1, 1 / 3)}
+    expected |= dict.fromkeys((4, 5), (discounts.sum() / ideal, 1, 1 / 3))
+    for k, values in expected.items():
+        got = found.metrics(k)
+        assert [got.ndcg[0], got.hr[0], got.mrr[0]] == pytest.approx(values, abs=1e-12)
+
+
 def test_padding_and_seen_items_are_no_candidates():
     scores = np.array([[9.0, 5, 4, 3]])
     assert ranks(scores, mask(3, 3), mask(3, 1, 2), 1)[0, 0] == 1
@@ -91,7 +112,6 @@ def test_scores_that_are_not_finite_are_refused():
 @given(worlds())
 def test_agrees_with_ir_measures_without_ties(world):
     scores, relevant, seen, k = world
-    got = ranking_metrics(scores, relevant, seen, k)
     relevant = relevant & ~seen
     users, n_items = range(len(scores)), scores.shape[1] - 1
     wanted = {str(u): {str(i): 1 for i in range(1, n_items + 1) if relevant[u, i]} for u in users}
@@ -99,14 +119,17 @@ def test_agrees_with_ir_measures_without_ties(world):
         str(u): {str(i): float(scores[u, i]) for i in range(1, n_items + 1) if not seen[u, i]}
         for u in users
     }
-    names = {"ndcg": nDCG @ k, "hr": Success @ k, "mrr": RR @ k}
-    for name, measure in names.items():
-        expected = {
-            row.query_id: row.value for row in ir_measures.iter_calc([measure], wanted, run)
-        }
-        np.testing.assert_allclose(
-            getattr(got, name), [expected[str(u)] for u in users], rtol=0, atol=1e-9
-        )
+    found = find(scores.copy(), np.nonzero(relevant), np.nonzero(seen), max(k, 20))
+    for cut in {1, 5, 10, 20, k}:
+        names = {"ndcg": nDCG @ cut, "hr": Success @ cut, "mrr": RR @ cut}
+        for name, measure in names.items():
+            expected = {
+                row.query_id: row.value for row in ir_measures.iter_calc([measure], wanted, run)
+            }
+            for got in (ranking_metrics(scores, relevant, seen, cut), found.metrics(cut)):
+                np.testing.assert_allclose(
+                    getattr(got, name), [expected[str(u)] for u in users], rtol=0, atol=1e-9
+                )
 
 
 @settings(max_examples=60, deadline=None)
@@ -120,6 +143,22 @@ def test_ties_agree_with_the_worst_order(world):
         candidates.sort(key=lambda i: (-scores[u, i], relevant[u, i]))
         hits = [rank for rank, i in enumerate(candidates[:k], start=1) if relevant[u, i]]
         np.testing.assert_array_equal(found[u], hits + [np.inf] * (k - len(hits)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(worlds(levels=3))
+def test_lists_hold_at_each_rank_what_stands_there(world):
+    """All candidates in an order of falling scores, irrelevant before relevant."""
+    scores, relevant, seen, k = world
+    found = find(scores.copy(), np.nonzero(relevant), np.nonzero(seen), k)
+    for u, row in enumerate(found.lists):
+        candidates = [i for i in range(1, scores.shape[1]) if not seen[u, i]]
+        candidates.sort(key=lambda i: (-scores[u, i], relevant[u, i]))
+        listed = row[row > 0]
+        assert len(listed) == len(set(listed)) == min(k, len(candidates))
+        assert not row[len(listed) :].any()
+        for got, wanted in zip(listed, candidates[:k], strict=True):
+            assert (scores[u, got], relevant[u, got]) == (scores[u, wanted], relevant[u, wanted])
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from shielded_recrl.statistics import bootstrap, paired_bootstrap
+from shielded_recrl.statistics import bootstrap, bootstrap_means, paired_bootstrap
 
 NORMAL = np.random.default_rng(0).normal(0.3, 1.0, size=400)
 
@@ -63,6 +63,18 @@ def test_ratio_of_sums():
     before, after = np.array([1.0, 2, 3]), np.array([1.5, 3, 4.5])
     got = bootstrap(np.stack([before, after], axis=1), lambda s: s[..., 1] / s[..., 0] - 1)
     assert got == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_columns_together_are_columns_alone():
+    """Also where the units fill several blocks of draws."""
+    columns = np.random.default_rng(2).random((30_000, 2))
+    together = bootstrap_means(columns, resamples=150, seed=6)
+    for column, got in zip(columns.T, together, strict=True):
+        assert got == pytest.approx(paired_bootstrap(column, resamples=150, seed=6), rel=1e-12)
+    with pytest.raises(ValueError, match="at least one unit"):
+        bootstrap_means(np.empty((0, 2)))
+    with pytest.raises(ValueError, match="finite"):
+        bootstrap_means(np.array([[1.0, np.inf]]))
 
 
 def test_bad_input_is_refused():

@@ -197,10 +197,7 @@ def test_the_user_bias():
 
 
 def splits(rows: list[list[int]], valid: list[list[int]], n_items: int) -> Splits:
-    def part(lists):
-        return [np.empty(0, dtype=np.int64), *(np.array(x, dtype=np.int64) for x in lists)]
-
-    return Splits(len(rows), n_items, part(rows), part(valid), part([[] for _ in rows]))
+    return Splits.from_sequences(rows, valid, [[] for _ in rows], n_items)
 
 
 def test_relevance_by_hand_leaves_the_own_row_out():

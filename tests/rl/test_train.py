@@ -11,8 +11,8 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_base
 from shielded_recrl.explainer.lm import adapter_parameters, load_adapter, prefix_states
 from shielded_recrl.files import read_json, read_jsonl, sha256
+from shielded_recrl.resume import load_progress, save_progress
 from shielded_recrl.rl import train
-from shielded_recrl.rl.checkpoint import load_checkpoint, save_checkpoint
 from shielded_recrl.rl.settings import RLSettings
 from shielded_recrl.rl.train import Trainer
 from shielded_recrl.shield.bases import input_moments, leading_basis, save_bases
@@ -215,9 +215,9 @@ def test_a_resumed_run_ends_in_the_same_bytes(make, shield, tmp_path, kind):
 
     undisturbed = exported(run(make(constraint()), 4), tmp_path / "whole")
     path = tmp_path / "checkpoint.safetensors"
-    save_checkpoint(path, run(make(constraint()), 2).checkpoint(), "owner")
+    save_progress(path, run(make(constraint()), 2).checkpoint(), "owner")
     resumed = make(constraint())
-    resumed.restore(load_checkpoint(path, "owner"))
+    resumed.restore(load_progress(path, "owner"))
     assert resumed.step == 2
     assert exported(run(resumed, 2), tmp_path / "resumed") == undisturbed
 

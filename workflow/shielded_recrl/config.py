@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from shielded_recrl.audit.settings import AuditSettings
-from shielded_recrl.data.settings import DATASETS, DatasetSettings, WorldSettings
+from shielded_recrl.data.settings import DATASETS, EDITIONS, DatasetSettings, WorldSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import ExplainerSettings
 from shielded_recrl.machine import ResourceSettings
@@ -108,11 +108,24 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        for name in self.datasets:
+        for name, settings in self.datasets.items():
             _require(
                 name in DATASETS,
                 f"datasets.{name}",
                 f"unknown dataset; expected one of {', '.join(DATASETS)}",
+            )
+            editions = EDITIONS.get(name, ())
+            _require(
+                settings.edition in (None, *editions),
+                f"datasets.{name}.edition",
+                f"there is no edition {settings.edition}; expected "
+                f"{' or '.join(map(str, (*editions, 'null')))}",
+            )
+            _require(
+                settings.metadata != "download" or name != "ml25m",
+                f"datasets.{name}.metadata",
+                "the published zip is not fetched for its metadata alone; give the path of "
+                "movies.csv, or set source to download",
             )
         source = self.datasets["steam"].source if "steam" in self.datasets else "embedded"
         _require(

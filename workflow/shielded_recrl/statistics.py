@@ -79,3 +79,31 @@ def paired_bootstrap(
     differences = np.asarray(differences, dtype=np.float64)
     columns = np.stack([differences, np.ones_like(differences)], axis=-1)
     return bootstrap(columns, lambda s: s[..., 0] / s[..., 1], resamples, seed, clusters)
+
+
+def bootstrap_means(columns: np.ndarray, resamples: int = 2000, seed: int = 0) -> list[Interval]:
+    """Mean of each column of [U, C] with its interval, units drawn once for all columns.
+
+    The same draws, and so the same intervals, as `paired_bootstrap` of each column alone, for the
+    price of one.
+
+    Raises:
+        ValueError: there is no unit, or a number is not finite.
+    """
+    columns = np.asarray(columns, dtype=np.float64)
+    if columns.ndim != 2 or not len(columns):
+        raise ValueError(f"expected columns [units, C] with at least one unit, got {columns.shape}")
+    if not np.isfinite(columns).all():
+        raise ValueError("the numbers to bootstrap must be finite")
+    units = len(columns)
+    rng = np.random.default_rng(seed)
+    rows = max(1, 2**21 // units)
+    means = []
+    for size in np.diff([*range(0, resamples, rows), resamples]):
+        drawn = rng.integers(units, size=(size, units)) + units * np.arange(size)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units)
+        means.append(times @ columns / units)
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
+    return [
+        Interval(*map(float, values)) for values in zip(columns.mean(0), low, high, strict=True)
+    ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shielded_recrl.config import Config, base_name, is_local
-from shielded_recrl.data.settings import RAW_FILES, PrepareSettings
+from shielded_recrl.data.settings import RAW_FILES, PrepareSettings, release
 from shielded_recrl.explainer.settings import PromptSettings
 from shielded_recrl.settings import flags, section
 
@@ -22,7 +22,7 @@ class Study:
         """
         Args:
             config: the validated config.
-            downloads: dataset -> file name -> url, bytes and sha256 of the published files.
+            downloads: release -> file name -> url, size and digest of the published files.
         """
         self.config = config
         self.downloads = downloads
@@ -47,11 +47,19 @@ class Study:
         if settings.source == "embedded":
             return [f"results/data/{dataset}/raw/{name}" for name in RAW_FILES[dataset]]
         if settings.source == "download":
-            return [f"resources/raw/{dataset}/{name}" for name in self.downloads[dataset]]
+            return self._published(dataset)
         source = Path(settings.source)
         if source.is_dir():
             return [str(source / name) for name in RAW_FILES[dataset]]
-        return [str(path) for path in (settings.source, settings.metadata) if path]
+        metadata = settings.metadata
+        if metadata == "download":
+            metadata = self._published(dataset)[1]
+        return [path for path in (settings.source, metadata) if path]
+
+    def _published(self, dataset: str) -> list[str]:
+        """Where `download` puts the files of a dataset's release."""
+        name = release(dataset, self.config.datasets[dataset].edition)
+        return [f"resources/raw/{name}/{file}" for file in self.downloads[name]]
 
     def raw_inputs(self, dataset: str) -> list[str]:
         """Raw files as inputs; those of the embedded world are one folder."""
@@ -63,6 +71,20 @@ class Study:
         """Raw files as flags of `data prepare`."""
         named = zip(("--interactions", "--metadata"), self.raw_paths(dataset), strict=False)
         return " ".join(f"{flag} {shlex.quote(path)}" for flag, path in named)
+
+    def download_flags(self, published: str, file: str) -> str:
+        """What is known of a file of a release, as flags of `data download`."""
+        about = self.downloads[published][file]
+        known = {
+            "url": str(about["url"]),
+            "size": about.get("bytes"),
+            "max-bytes": about.get("max_bytes"),
+            "sha256": about.get("sha256"),
+            "md5": about.get("md5"),
+        }
+        return " ".join(
+            f"--{flag} {shlex.quote(str(value))}" for flag, value in known.items() if value
+        )
 
     def prepare_flags(self, dataset: str) -> str:
         """Settings of `data prepare`."""

@@ -7,6 +7,7 @@ Out, in one folder:
     items.parquet   item, source_id, title, text, categories, popularity (count in train alone)
     users.parquet   user, source_id, group (null: no source here tells one)
     stats.json      rows read, dropped and why, kept; sizes; sequential; synthetic; sha256 of inputs
+    quarantine.jsonl   the rows that could not be read: file, line, reason, text
 
 Ids are dense and start at 1. The order of steps: unreadable rows out, one interaction a user and
 item, positives (weight >= min_weight), k-core, ids, order, split.
@@ -25,12 +26,13 @@ import tyro
 from shielded_recrl.data import metadata as metadata_files
 from shielded_recrl.data import raw as raw_files
 from shielded_recrl.data import split as splits
+from shielded_recrl.data.quarantine import Quarantine
 from shielded_recrl.data.settings import PrepareSettings, require_dataset
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import atomic, sha256, write_json
 
 NOUNS = {"books": "Book", "ml25m": "Movie", "steam": "Game"}
-COLUMNS = ("user", "item", "timestamp", "order", "weight")
+SIDES = ("user", "item")
 DEFAULTS = PrepareSettings()
 
 
@@ -59,58 +61,56 @@ def main(
     require_dataset(dataset)
     if metadata is None and interactions.suffix == ".zip":
         metadata = interactions
-    raw = raw_files.LOADERS[dataset](interactions)
-    _refuse_bad(interactions, raw.read, raw.bad, settings.max_bad_share, raw.expected)
-    dropped = dict(raw.bad)
-    if raw.merged:
-        dropped["merged into one row a user and title"] = raw.merged
-    frame = raw.frame
-    for reason, step in (
-        ("repeated user and item", splits.latest),
-        ("below min_weight", lambda rows: rows.filter(pl.col("weight") >= settings.min_weight)),
-        ("outside the k-core", lambda rows: splits.k_core(rows, settings.min_interactions)),
-    ):
-        before = len(frame)
-        frame = step(frame)
-        if before > len(frame):
-            dropped[reason] = before - len(frame)
-    if frame.is_empty():
-        raise UserError(
-            f"{interactions}: none of {raw.read} rows is left after min_weight "
-            f"{settings.min_weight} and min_interactions {settings.min_interactions}; lower them"
-        )
-    users, items = splits.dense_ids(frame["user"]), splits.dense_ids(frame["item"])
-    frame = (
-        frame.join(users.rename({"source_id": "user", "id": "user_id"}), on="user")
-        .join(items.rename({"source_id": "item", "id": "item_id"}), on="item")
-        .drop("user", "item")
-        .rename({"user_id": "user", "item_id": "item"})
-    )
-    if raw.sequential:
-        frame = splits.chronological(frame)
-    else:
-        frame = splits.shuffled(frame, np.random.default_rng(seed))
-    frame = frame.with_columns((pl.col("time") // raw.ticks).alias("timestamp")).select(COLUMNS)
-    parts = splits.split(frame, settings.split, settings.valid_share, settings.test_share)
-    for name, part in parts.items():
-        if part.is_empty():
+    for path in filter(None, (interactions, metadata)):
+        _require_file(path)
+    with Quarantine(out / "quarantine.jsonl") as quarantine:
+        raw = raw_files.LOADERS[dataset](interactions, quarantine, out)
+        dropped = dict(sorted(quarantine.counts[raw.file].items()))
+        _refuse_bad(raw.file, raw.read, dropped, quarantine, settings.max_bad_share, raw.expected)
+        columns = raw.columns
+        read = {
+            f"{side}s_read": int(np.count_nonzero(splits.counts(columns[side]))) for side in SIDES
+        }
+        dropped |= _drop(columns, settings)
+        if raw.merged:
+            dropped["merged into one row a user and title"] = raw.merged
+        kept = len(columns["user"])
+        if not kept:
             raise UserError(
-                f"{interactions}: the {name} split is empty ({len(frame)} interactions of "
-                f"{len(users)} users kept); lower min_interactions or change split"
+                f"{interactions}: none of {raw.read} rows is left after min_weight "
+                f"{settings.min_weight} and min_interactions {settings.min_interactions}; lower "
+                "them"
             )
-    catalogue, about = _catalogue(dataset, items, parts["train"], metadata, settings.max_bad_share)
-    tables = {
-        "interactions": frame,
-        **parts,
-        "items": catalogue,
-        "users": users.select(
-            pl.col("id").alias("user"), "source_id", pl.lit(None, dtype=pl.String).alias("group")
+        columns["user"], users = _numbered(columns["user"], raw.users)
+        columns["item"], items = _numbered(columns["item"], raw.items)
+        frame, part = _ordered(columns, raw, settings, seed)
+        sizes = dict(zip(splits.PARTS, np.bincount(part, minlength=3).tolist(), strict=True))
+        for name, size in sizes.items():
+            if not size:
+                raise UserError(
+                    f"{interactions}: the {name} split is empty ({kept} interactions of "
+                    f"{len(users)} users kept); lower min_interactions or change split"
+                )
+        popularity = splits.counts(frame["item"].to_numpy()[part == 0], len(items) + 1)[1:]
+        catalogue, about = _catalogue(
+            dataset, items, popularity, metadata, quarantine, settings.max_bad_share
+        )
+    _write(out, "interactions", frame)
+    for number, name in enumerate(splits.PARTS):
+        _write(out, name, frame.filter(pl.Series(part == number)))
+    _write(out, "items", catalogue)
+    _write(
+        out,
+        "users",
+        users.to_frame("source_id").select(
+            pl.int_range(1, pl.len() + 1, dtype=pl.Int32).alias("user"),
+            "source_id",
+            pl.lit(None, dtype=pl.String).alias("group"),
         ),
-    }
-    for name, table in tables.items():
-        with atomic(out / f"{name}.parquet") as partial:
-            table.write_parquet(partial, compression="zstd")
-    inputs = {path.name: sha256(path) for path in (interactions, metadata) if path}
+    )
+    inputs = {interactions.name: raw.sha256}
+    if metadata not in (None, interactions):
+        inputs[metadata.name] = sha256(metadata)
     stats = {
         "dataset": dataset,
         "synthetic": synthetic,
@@ -118,40 +118,147 @@ def main(
         "seed": seed,
         "settings": settings.model_dump(),
         "rows_read": raw.read,
+        **read,
         "dropped": dropped,
-        "kept": len(frame),
+        "kept": kept,
         "users": len(users),
         "items": len(items),
-        "density": len(frame) / (len(users) * len(items)),
-        "mean_per_user": len(frame) / len(users),
-        "splits": {name: len(part) for name, part in parts.items()},
+        "density": kept / (len(users) * len(items)),
+        "mean_per_user": kept / len(users),
+        "splits": sizes,
         "metadata": about,
         "inputs": inputs,
     }
     write_json(out / "stats.json", stats)
     print(
-        f"{out}: {len(frame)} interactions of {len(users)} users with {len(items)} items "
-        f"(train {len(parts['train'])}, valid {len(parts['valid'])}, test {len(parts['test'])})"
+        f"{out}: {kept} interactions of {len(users)} users with {len(items)} items "
+        f"(train {sizes['train']}, valid {sizes['valid']}, test {sizes['test']})"
     )
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {what}; name the raw file, or fetch it first")
+
+
+def _drop(columns: dict[str, np.ndarray], settings: PrepareSettings) -> dict[str, int]:
+    """Leave the positives of the k-core in the columns; reason -> number of rows that went."""
+    steps = {
+        "repeated user and item": lambda user, item, weight, time: splits.latest(user, item, time),
+        "below min_weight": lambda user, item, weight, time: (
+            weight >= np.float32(settings.min_weight)
+        ),
+        "outside the k-core": lambda user, item, weight, time: splits.k_core(
+            user, item, settings.min_interactions
+        ),
+    }
+    dropped = {}
+    for reason, step in steps.items():
+        keep = step(**columns)
+        if gone := len(keep) - int(np.count_nonzero(keep)):
+            dropped[reason] = gone
+            _rearrange(columns, keep)
+    return dropped
+
+
+def _rearrange(columns: dict[str, np.ndarray], rows: np.ndarray) -> None:
+    """Take rows by mask or place; a column after the other, so that only one is there twice."""
+    for name, column in columns.items():
+        # Several times as fast as column[mask].
+        columns[name] = column.compress(rows) if rows.dtype == bool else column[rows]
+
+
+def _numbered(codes: np.ndarray, ids: raw_files.Ids) -> tuple[np.ndarray, pl.Series]:
+    """Codes as dense ids from 1, and the source id of each, as text."""
+    present = np.flatnonzero(splits.counts(codes))
+    source = ids.source(present)
+    numbers = splits.dense_ids(source)
+    table = np.zeros(present[-1] + 1, np.int32)
+    table[present] = numbers
+    in_order = np.empty(len(present), np.int64)
+    in_order[numbers - 1] = np.arange(len(present))
+    return splits.look_up(table, codes), source[in_order].cast(pl.String)
+
+
+def _ordered(
+    columns: dict[str, np.ndarray],
+    raw: raw_files.RawInteractions,
+    settings: PrepareSettings,
+    seed: int,
+) -> tuple[pl.DataFrame, np.ndarray]:
+    """The table of interactions, by user and order, and the part of each; empties `columns`."""
+    user, item, time = (columns[name] for name in ("user", "item", "time"))
+    if raw.sequential:
+        order = splits.chronological(user, time)
+    else:
+        order = splits.shuffled(user, item, np.random.default_rng(seed))
+    del user, item, time
+    if order is not None:
+        _rearrange(columns, order)
+    del order
+    size = splits.counts(columns["user"])[1:]
+    timestamp = columns.pop("time")
+    timestamp //= raw.ticks
+    part = splits.split(
+        size,
+        timestamp if raw.sequential else None,
+        settings.split,
+        settings.valid_share,
+        settings.test_share,
+    )
+    untimed = pl.repeat(None, len(part), dtype=pl.Int64, eager=True)
+    frame = pl.DataFrame(
+        {
+            "user": columns.pop("user"),
+            "item": columns.pop("item"),
+            "timestamp": timestamp if raw.sequential else untimed,
+            "order": splits.positions(size),
+            "weight": columns.pop("weight"),
+        }
+    )
+    return frame, part
+
+
+def _write(out: Path, name: str, table: pl.DataFrame) -> None:
+    with atomic(out / f"{name}.parquet") as partial:
+        # Statistics serve to skip row groups, and every reader here wants all rows.
+        table.write_parquet(partial, compression="snappy", statistics=False)
 
 
 def _catalogue(
     dataset: str,
-    items: pl.DataFrame,
-    train: pl.DataFrame,
+    items: pl.Series,
+    popularity: np.ndarray,
     path: Path | None,
+    quarantine: Quarantine,
     max_bad_share: float,
 ) -> tuple[pl.DataFrame, dict[str, object]]:
-    """The table of items and what there is to say about their metadata."""
+    """The table of items and what there is to say about their metadata.
+
+    Args:
+        dataset: books, ml25m or steam.
+        items: source id of each item, the first being that of item 1.
+        popularity: interactions of each item in train.
+        path: file of the metadata.
+        quarantine: takes its bad rows.
+        max_bad_share: largest share of bad rows.
+    """
     found = metadata_files.Metadata(pl.DataFrame(schema=metadata_files.SCHEMA), 0, {})
     if path is not None:
-        found = metadata_files.LOADERS[dataset](path, set(items["source_id"]))
-        _refuse_bad(path, found.read, found.bad, max_bad_share, "one item a row, as published")
-    popularity = train.group_by("item").agg(pl.len().cast(pl.Int32).alias("popularity"))
+        found = metadata_files.LOADERS[dataset](path, set(items), quarantine)
+        file = f"{path}/movies.csv" if path.suffix == ".zip" else str(path)
+        expected = "one item a row, as published"
+        _refuse_bad(file, found.read, found.bad, quarantine, max_bad_share, expected)
     catalogue = (
-        items.rename({"id": "item"})
+        pl.DataFrame(
+            {
+                "item": np.arange(1, len(items) + 1, dtype=np.int32),
+                "source_id": items,
+                "popularity": popularity.astype(np.int32),
+            }
+        )
         .join(found.frame, on="source_id", how="left")
-        .join(popularity, on="item", how="left")
         .sort("item")
     )
     # A Steam id is the title itself.
@@ -169,7 +276,7 @@ def _catalogue(
         pl.coalesce(named, pl.format(f"{NOUNS[dataset]} {{}}", "source_id")).alias("title"),
         pl.col("text").fill_null(""),
         pl.col("categories").fill_null([]),
-        pl.col("popularity").fill_null(0),
+        "popularity",
     )
     about = {
         "rows_read": found.read,
@@ -181,14 +288,20 @@ def _catalogue(
 
 
 def _refuse_bad(
-    path: Path, read: int, bad: dict[str, int], max_bad_share: float, expected: str
+    file: str,
+    read: int,
+    bad: dict[str, int],
+    quarantine: Quarantine,
+    max_bad_share: float,
+    expected: str,
 ) -> None:
     total = sum(bad.values())
     if not read:
-        raise UserError(f"{path}: no rows; expected {expected}")
+        raise UserError(f"{file}: no rows; expected {expected}")
     if total > max_bad_share * read:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(bad.items()))
         raise UserError(
-            f"{path}: {total} of {read} rows are unreadable ({reasons}); expected {expected}; "
-            f"mend the file or raise max_bad_share ({max_bad_share})"
+            f"{file}: {total} of {read} rows are unreadable ({reasons}), first "
+            f"{quarantine.first(file)}; expected {expected}; mend the file or raise max_bad_share "
+            f"({max_bad_share})"
         )

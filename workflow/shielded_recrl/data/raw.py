@@ -1,13 +1,14 @@
 """Raw interaction files to one table: who met what, when, how strongly.
 
-In: a file as its owner publishes it. Out: `RawInteractions`, a table with the columns
+In: a file as its owner publishes it. Out: `RawInteractions`, columns in file order
 
-    row    position in the raw file, from 0: the tie-break where times are equal
-    user, item   ids as in the source (strings)
-    time   in the source's own resolution (null where there is none)
-    weight rating in stars, or hours played
+    user, item   int32 codes of the ids in the source
+    weight       float32, rating in stars, or hours played
+    time         int64, in the source's own resolution (0 where there is none)
 
-and a count of the rows that could not be read, by reason.
+and what became of each row that is not among them. A file is read in blocks of whole lines. A block is
+parsed at once, strictly; only where that fails are its lines looked at one by one, and the bad ones
+put into quarantine. Both ways accept the same rows with the same values.
 
 Sources: Amazon reviews (JSON lines of 2014 and 2018, csv of 2023), MovieLens (ratings.csv, alone or
 in the published zip), Steam-200K (csv without header).
@@ -15,33 +16,46 @@ in the published zip), Steam-200K (csv without header).
 
 from __future__ import annotations
 
+import csv
 import gzip
+import hashlib
 import json
-import zipfile
+import math
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
+import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from shielded_recrl.errors import UserError
+from shielded_recrl.data.archive import MAX_LINE, extracted
+from shielded_recrl.data.quarantine import LENGTH, Quarantine
+from shielded_recrl.errors import UserError, first_line
+from shielded_recrl.files import sha256
 
-SCHEMA = {
-    "row": pl.UInt32,
-    "user": pl.String,
-    "item": pl.String,
-    "time": pl.Int64,
-    "weight": pl.Float32,
-}
+COLUMNS = ("user", "item", "weight", "time")
 REVIEW = ("reviewerID", "asin", "overall", "unixReviewTime")
 RATING_2023 = ("user_id", "parent_asin", "rating", "timestamp")
 RATING_ML = ("userId", "movieId", "rating", "timestamp")
-CHUNK = 200_000
+BLOCK = 4 << 20
 STARS = 5.0
+# Ids up to this many times the rows are codes as they are: a table of them stays small.
+SPREAD = 4
+MAX_ID = 2**31 - 1
+MAX_TIME = 2**63 - 1
+
+T = TypeVar("T")
+Row = tuple[int | str, int | str, float, int]
+
+
+class BadRow(Exception):
+    """A row that cannot be read; the message is the reason that is counted."""
 
 
 @dataclass(frozen=True)
@@ -49,230 +63,463 @@ class RawInteractions:
     """Readable rows of a raw file.
 
     Attributes:
-        frame: table with the columns of `SCHEMA`, in file order.
+        columns: user, item, weight and time of each row, in file order.
+        users: codes of users -> their ids in the source.
+        items: codes of items -> their ids in the source.
         read: rows in the file.
-        bad: reason -> number of rows that could not be read.
+        file: name of the file in the quarantine.
+        expected: the format, in words, for error messages.
+        sha256: hex digest of the file as it lies on disk.
         merged: rows folded into another row of the same user and item by the format itself.
         ticks: ticks of `time` in a second.
         sequential: whether the source tells an order.
-        expected: the format, in words, for error messages.
     """
 
-    frame: pl.DataFrame
+    columns: dict[str, np.ndarray]
+    users: Ids
+    items: Ids
     read: int
-    bad: dict[str, int]
+    file: str
     expected: str
+    sha256: str
     merged: int = 0
     ticks: int = 1
     sequential: bool = True
 
 
-def load_books(path: Path) -> RawInteractions:
+class Columns:
+    """The columns of `COLUMNS`, which grow at their end.
+
+    Memory that was never written to costs nothing, so there is always some to spare.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._columns = [np.empty(1 << 20, kind) for kind in ("i4", "i4", "f4", "i8")]
+
+    def expect(self, rows: int) -> None:
+        """Make room for this many rows in all."""
+        for place, column in enumerate(self._columns):
+            if rows > len(column):
+                grown = np.empty(rows, column.dtype)
+                grown[: self.rows] = column[: self.rows]
+                self._columns[place] = grown
+
+    def append(self, *values: pl.Series) -> None:
+        """Add rows: a value of each column, in the order of `COLUMNS`."""
+        rows = self.rows + len(values[0])
+        if rows > len(self._columns[0]):
+            self.expect(3 * rows // 2)
+        for column, series in zip(self._columns, values, strict=True):
+            column[self.rows : rows] = series.to_numpy()
+        self.rows = rows
+
+    def whole(self) -> dict[str, np.ndarray]:
+        """The columns by name."""
+        return {
+            name: column[: self.rows] for name, column in zip(COLUMNS, self._columns, strict=True)
+        }
+
+
+class Ids:
+    """Ids of one side as int32 codes: numbers are their own codes, text is numbered as it comes."""
+
+    def __init__(self, numeric: bool) -> None:
+        self.numeric = numeric
+        self.dtype = pl.Int32 if numeric else pl.Categorical(pl.Categories.random())
+        # Polars forgets the numbering of a text with the last series that has it.
+        self._alive = pl.Series(dtype=self.dtype)
+        self._numbers: np.ndarray | None = None
+
+    def codes(self, values: pl.Series) -> pl.Series:
+        """Codes, int32, of a column of `dtype`, or of text."""
+        return values if self.numeric else values.cast(self.dtype).to_physical().cast(pl.Int32)
+
+    def compact(self, codes: np.ndarray) -> np.ndarray:
+        """Codes that a table can be indexed by, also where a source uses few of many numbers."""
+        if not self.numeric or codes.max(initial=0) <= SPREAD * len(codes):
+            return codes
+        self._numbers, compact = np.unique(codes, return_inverse=True)
+        return compact.astype(np.int32)
+
+    def source(self, codes: np.ndarray) -> pl.Series:
+        """The ids that have these codes: numbers, or text."""
+        if self.numeric:
+            return pl.Series(codes if self._numbers is None else self._numbers[codes])
+        return pl.Series(codes.astype(np.uint32)).cat.to(self.dtype).cast(pl.String)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the rows of a file are read.
+
+    Attributes:
+        users: codes of users.
+        items: codes of items.
+        block: whole lines -> the columns of `COLUMNS`; null, or a `PolarsError`, where one is bad.
+        line: one line -> its row, or a `BadRow`.
+    """
+
+    users: Ids
+    items: Ids
+    block: Callable[[bytes], pl.DataFrame]
+    line: Callable[[str], Row]
+
+
+def load_books(path: Path, quarantine: Quarantine, folder: Path) -> RawInteractions:
     """Amazon reviews: JSON lines (2014, 2018) or a csv with the header of 2023 (times in ms)."""
-    if ".csv" not in path.suffixes:
-        return _reviews(path)
-    table = read_csv(path, RATING_2023)
-    expected = f"a csv with the columns {', '.join(RATING_2023)}"
-    return _ratings(table, RATING_2023, expected, ticks=1000)
+    if ".csv" in path.suffixes:
+        return _ratings(path, str(path), quarantine, RATING_2023, numeric=False, ticks=1000)
+    digest = hashlib.sha256()
+    kind = Format(Ids(False), Ids(False), _review_block, _review_line)
+    columns, read = _collect(
+        ahead(blocks(path, digest)), path.stat().st_size, kind, str(path), 1, quarantine
+    )
+    expected = f"JSON lines with {', '.join(REVIEW)}"
+    return RawInteractions(
+        columns, kind.users, kind.items, read, str(path), expected, digest.hexdigest()
+    )
 
 
-def load_ml25m(path: Path) -> RawInteractions:
+def load_ml25m(path: Path, quarantine: Quarantine, folder: Path) -> RawInteractions:
     """MovieLens ratings.csv, alone or inside the published zip."""
-    expected = f"a csv with the columns {', '.join(RATING_ML)}"
-    return _ratings(read_csv(path, RATING_ML, "ratings.csv"), RATING_ML, expected)
+    if path.suffix != ".zip":
+        return _ratings(path, str(path), quarantine, RATING_ML, numeric=True)
+    name = f"{path}/ratings.csv"
+    with extracted(path, "ratings.csv", folder) as unpacked:
+        return _ratings(unpacked, name, quarantine, RATING_ML, numeric=True, digest=sha256(path))
 
 
-def load_steam(path: Path) -> RawInteractions:
+def load_steam(path: Path, quarantine: Quarantine, folder: Path) -> RawInteractions:
     """Steam-200K: one interaction per user and title, its weight the hours of all play rows.
 
     The 1.0 of a purchase row is not hours: a game bought and never played weighs 0.
     """
-    expected = "rows of user, title, purchase or play, hours, 0, without a header"
-    table = _parse_csv(path, _bytes_or_path(path), header=False)
-    if table.width != 5:
-        raise UserError(f"{path}: {table.width} columns; expected {expected}")
-    table = table.rename(
-        dict(zip(table.columns, ("user", "item", "behaviour", "hours", "_"), strict=True))
+    digest = hashlib.sha256()
+    kind = Format(Ids(False), Ids(False), _play_block, _play_line)
+    plays, read = _collect(
+        blocks(path, digest), path.stat().st_size, kind, str(path), 1, quarantine
     )
-    hours = pl.col("hours").cast(pl.Float32, strict=False)
-    good, bad = _sift(
-        table.with_row_index("row"),
-        {
-            "missing field": _blank("user", "item", "behaviour", "hours"),
-            "neither purchase nor play": ~pl.col("behaviour").is_in(["purchase", "play"]),
-            "unreadable hours": ~(hours.is_finite() & (hours >= 0)).fill_null(False),
-        },
-    )
-    played = pl.when(pl.col("behaviour") == "play").then(hours).otherwise(0.0)
-    frame = (
-        good.group_by("user", "item", maintain_order=True)
-        .agg(
-            pl.col("row").first(),
-            pl.lit(None, dtype=pl.Int64).alias("time"),
-            played.sum().alias("weight"),
-        )
-        .select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
+    games = (
+        pl.DataFrame(plays)
+        .group_by("user", "item", maintain_order=True)
+        .agg(pl.col("weight").sum(), pl.col("time").first())
     )
     return RawInteractions(
-        frame, len(table), bad, expected, merged=len(good) - len(frame), sequential=False
+        {name: games[name].to_numpy() for name in COLUMNS},
+        kind.users,
+        kind.items,
+        read,
+        str(path),
+        "rows of user, title, purchase or play, hours, 0, without a header",
+        digest.hexdigest(),
+        merged=len(plays["user"]) - len(games),
+        sequential=False,
     )
 
 
-LOADERS: dict[str, Callable[[Path], RawInteractions]] = {
+LOADERS: dict[str, Callable[[Path, Quarantine, Path], RawInteractions]] = {
     "books": load_books,
     "ml25m": load_ml25m,
     "steam": load_steam,
 }
 
 
-def require_file(path: Path) -> None:
-    """Refuse a path that is no file.
+class _Hashed:
+    """A binary file that digests what is read from it."""
+
+    def __init__(self, file: BinaryIO, digest: hashlib._Hash) -> None:
+        self._file = file
+        self._digest = digest
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._digest.update(data)
+        return data
+
+
+def blocks(path: Path, digest: hashlib._Hash, size: int = BLOCK) -> Iterator[bytes]:
+    """Whole lines of a gzip (`.gz`) or plain file, about `size` bytes at a time.
+
+    `digest` takes in the file as it lies on disk. The last line gets its line end if it has none.
 
     Raises:
-        UserError: nothing there, or a folder.
+        UserError: no gzip file where the name says so, a truncated one, or a line longer than
+            `MAX_LINE`.
     """
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {what}; name the raw file, or fetch it first")
+    with (
+        path.open("rb", buffering=0) as file,
+        tqdm(
+            total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=None
+        ) as bar,
+    ):
+        hashed = _Hashed(file, digest)
+        packed = gzip.GzipFile(fileobj=hashed) if path.suffix == ".gz" else nullcontext(hashed)
+        rest = b""
+        try:
+            with packed as stream:
+                while piece := stream.read(size):
+                    bar.update(file.tell() - bar.n)
+                    cut = piece.rfind(b"\n") + 1
+                    if cut:
+                        yield rest + piece[:cut]
+                        rest = piece[cut:]
+                    else:
+                        rest += piece
+                    if len(rest) > MAX_LINE:
+                        raise UserError(
+                            f"{path}: a line longer than {MAX_LINE >> 20} MiB, it starts with "
+                            f"{rest[:40]!r}; expected one row a line"
+                        )
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(
+                f"{path}: damaged gzip file ({first_line(error)}); fetch it again"
+            ) from None
+        if rest:
+            yield rest + b"\n"
 
 
-def lines(path: Path) -> Iterator[str]:
-    """Lines of a text file, gzip or plain, without blank ones.
+def ahead(values: Iterator[T]) -> Iterator[T]:
+    """The same values, the next one being made while one is worked on."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, values, end)
+        while (value := coming.result()) is not end:
+            coming = pool.submit(next, values, end)
+            yield value
 
-    Bytes that are no UTF-8 become U+FFFD.
 
-    Raises:
-        UserError: no such file, no gzip file where the name says so, or a truncated one.
+def _collect(
+    pieces: Iterator[bytes],
+    size: int,
+    kind: Format,
+    file: str,
+    number: int,
+    quarantine: Quarantine,
+) -> tuple[dict[str, np.ndarray], int]:
+    """All good rows of blocks of lines as columns, and the number of rows.
+
+    Args:
+        pieces: whole lines.
+        size: bytes of the file, from which its rows are guessed.
+        kind: how to read them.
+        file: name in the quarantine.
+        number: line number of the first line.
+        quarantine: takes the bad rows.
     """
-    require_file(path)
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8", errors="replace") as stream:
-            for line in tqdm(stream, desc=path.name, unit=" rows", disable=None):
-                if not line.isspace():
-                    yield line
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged gzip file ({error}); fetch it again") from None
-
-
-def read_csv(path: Path, columns: tuple[str, ...], member: str | None = None) -> pl.DataFrame:
-    """Columns of a csv with header, as strings; `member` is its file name inside a zip.
-
-    Raises:
-        UserError: no such file, a damaged one, or a header without these columns.
-    """
-    table = _parse_csv(path, _bytes_or_path(path, member), header=True)
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        found = ",".join(table.columns)[:80]
-        raise UserError(
-            f"{path}: header is {found!r}; expected the columns {', '.join(columns)} "
-            "(a file without a header needs one)"
-        )
-    return table.select(columns)
-
-
-def _reviews(path: Path) -> RawInteractions:
-    bad: Counter[str] = Counter()
-    frames = []
-    numbered = enumerate(lines(path))
+    columns = Columns()
     read = 0
-    while chunk := list(islice(numbered, CHUNK)):
-        read += len(chunk)
-        rows = []
-        for number, line in chunk:
-            reason, row = _review(line)
-            if reason:
-                bad[reason] += 1
-            else:
-                rows.append((number, *row))
-        frames.append(pl.DataFrame(rows, schema=SCHEMA, orient="row"))
-    frame = pl.concat(frames) if frames else pl.DataFrame(schema=SCHEMA)
-    return RawInteractions(frame, read, dict(bad), f"JSON lines with {', '.join(REVIEW)}")
+    for piece in pieces:
+        lines = int(np.count_nonzero(np.frombuffer(piece, np.uint8) == ord("\n")))
+        table = _strictly(piece, kind)
+        if table is None or len(table) < lines:
+            table, rows = _line_by_line(piece, kind, file, number, quarantine)
+            read += rows
+        else:
+            read += lines
+        number += lines
+        if not columns.rows:
+            columns.expect(int(1.05 * lines * size / max(1, len(piece))))
+        user, item = kind.users.codes(table["user"]), kind.items.codes(table["item"])
+        columns.append(user, item, table["weight"], table["time"])
+    found = columns.whole()
+    found["user"] = kind.users.compact(found["user"])
+    found["item"] = kind.items.compact(found["item"])
+    return found, read
 
 
-def _review(line: str) -> tuple[str, tuple]:
-    """The reason a review cannot be read (empty if it can), and (user, item, time, weight)."""
+def _strictly(piece: bytes, kind: Format) -> pl.DataFrame | None:
+    """The rows of a block without a bad row; None if there is one."""
     try:
-        review = json.loads(line)
-    except ValueError:
-        return "not JSON", ()
-    if not isinstance(review, dict):
-        return "not JSON", ()
-    user, item, stars, time = (review.get(key) for key in REVIEW)
-    if not user or not item or stars is None or time is None:
-        return "missing field", ()
+        table = kind.block(piece)
+    except pl.exceptions.PolarsError:
+        return None
+    return table if _plausible(table) else None
+
+
+def _line_by_line(
+    piece: bytes, kind: Format, file: str, number: int, quarantine: Quarantine
+) -> tuple[pl.DataFrame, int]:
+    """The good rows of a block, and the number of its rows; blank lines are none."""
+    rows: list[Row] = []
+    read = 0
+    for position, line in enumerate(piece.split(b"\n")[:-1]):
+        if not line.strip():
+            continue
+        read += 1
+        try:
+            rows.append(_parsed(line, kind.line))
+        except BadRow as error:
+            text = line[: 4 * LENGTH].decode("utf-8", "replace")
+            quarantine.add(file, number + position, str(error), text)
+    types = [pl.Int32 if side.numeric else pl.String for side in (kind.users, kind.items)]
+    schema = dict(zip(COLUMNS, (*types, pl.Float32, pl.Int64), strict=True))
+    return pl.DataFrame(rows, schema=schema, orient="row"), read
+
+
+def _plausible(table: pl.DataFrame) -> bool:
+    """Whether all rows have ids, a rating of at most 5 stars, and a time."""
+    if any(table[name].null_count() for name in COLUMNS):
+        return False
+    weight, time, user, item = (table[name] for name in ("weight", "time", "user", "item"))
+    # A NaN is larger than all numbers here.
+    return len(table) == 0 or bool(
+        weight.min() > 0
+        and (weight <= STARS).all()
+        and time.min() > 0
+        and all(ids.dtype != pl.Int32 or ids.min() >= 0 for ids in (user, item))
+        and all(ids.dtype != pl.String or (ids != "").all() for ids in (user, item))
+    )
+
+
+def _parsed(line: bytes, parse: Callable[[str], Row]) -> Row:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        raise BadRow("not UTF-8") from None
+    return parse(text)
+
+
+def _numbers(stars: Any, time: Any) -> tuple[float, int]:
+    """A rating and a time, if they are ones."""
     try:
         stars, time = float(stars), int(time)
     except (TypeError, ValueError, OverflowError):
-        return "unreadable number", ()
-    if abs(time) >= 2**63:
-        return "unreadable number", ()
+        raise BadRow("unreadable number") from None
+    if time > MAX_TIME:
+        raise BadRow("unreadable number")
     if not 0 < stars <= STARS:
-        return "rating out of range", ()
-    return "", (str(user), str(item), time, stars)
+        raise BadRow("rating out of range")
+    if time <= 0:
+        raise BadRow("time not positive")
+    return stars, time
+
+
+def _fields(line: str, width: int) -> list[str]:
+    """The fields of a csv line."""
+    line = line.removesuffix("\r")
+    try:
+        fields = next(csv.reader([line], strict=True)) if '"' in line else line.split(",")
+    except csv.Error:
+        raise BadRow("unreadable quotes") from None
+    if len(fields) != width:
+        raise BadRow("missing field" if len(fields) < width else "too many fields")
+    return fields
 
 
 def _ratings(
-    table: pl.DataFrame, columns: tuple[str, ...], expected: str, ticks: int = 1
+    path: Path,
+    file: str,
+    quarantine: Quarantine,
+    columns: tuple[str, ...],
+    numeric: bool,
+    ticks: int = 1,
+    digest: str | None = None,
 ) -> RawInteractions:
-    user, item, rating, time = map(pl.col, columns)
-    stars = rating.cast(pl.Float32, strict=False)
-    when = time.cast(pl.Int64, strict=False)
-    good, bad = _sift(
-        table.with_row_index("row"),
-        {
-            "missing field": _blank(*columns),
-            "unreadable number": stars.is_null() | when.is_null(),
-            "rating out of range": ~((stars > 0) & (stars <= STARS)).fill_null(False),
-        },
-    )
-    frame = good.select(
-        "row", user.alias("user"), item.alias("item"), when.alias("time"), stars.alias("weight")
-    )
-    return RawInteractions(frame, len(table), bad, expected, ticks=ticks)
-
-
-def _sift(table: pl.DataFrame, reasons: dict[str, pl.Expr]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Split off the rows for which a reason holds; the first reason that holds is counted."""
-    reason = pl.coalesce(
-        *(pl.when(test).then(pl.lit(name)) for name, test in reasons.items()), pl.lit("")
-    )
-    table = table.with_columns(reason.alias("reason"))
-    counts = table.filter(pl.col("reason") != "")["reason"].value_counts()
-    return (
-        table.filter(pl.col("reason") == "").drop("reason"),
-        dict(sorted(counts.iter_rows())),
-    )
-
-
-def _parse_csv(path: Path, source: Path | bytes, header: bool) -> pl.DataFrame:
-    try:
-        return pl.read_csv(
-            source,
-            has_header=header,
-            infer_schema=False,
-            truncate_ragged_lines=True,
-            encoding="utf8-lossy",
+    """A csv with header that has the named columns: user, item, rating, time."""
+    running = hashlib.sha256()
+    pieces = ahead(blocks(path, running))
+    header, _, rest = next(pieces, b"").partition(b"\n")
+    text = header.decode("utf-8-sig", "replace").removesuffix("\r")
+    names = next(csv.reader([text]), [])
+    if missing := [column for column in columns if column not in names]:
+        raise UserError(
+            f"{file}: header is {text[:80]!r}, without {', '.join(missing)}; expected the columns "
+            f"{', '.join(columns)} (a file without a header needs one)"
         )
-    except (OSError, pl.exceptions.PolarsError) as error:
-        detail = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: not a readable csv file ({detail}); fetch it again") from None
+    places = [names.index(column) for column in columns]
+    kind = _csv_format(places, len(names), numeric)
+    found, read = _collect(chain([rest], pieces), path.stat().st_size, kind, file, 2, quarantine)
+    expected = f"a csv with the columns {', '.join(columns)}"
+    return RawInteractions(
+        found,
+        kind.users,
+        kind.items,
+        read,
+        file,
+        expected,
+        digest or running.hexdigest(),
+        ticks=ticks,
+    )
 
 
-def _bytes_or_path(path: Path, member: str | None = None) -> Path | bytes:
-    require_file(path)
-    if path.suffix != ".zip":
-        return path
+def _csv_format(places: list[int], width: int, numeric: bool) -> Format:
+    users, items = Ids(numeric), Ids(numeric)
+    wanted = dict(zip(places, (users.dtype, items.dtype, pl.Float32, pl.Int64), strict=True))
+    schema = {str(place): wanted.get(place, pl.String) for place in range(width)}
+    order = [str(place) for place in places]
+
+    def block(lines: bytes) -> pl.DataFrame:
+        if b'"' in lines:
+            raise pl.exceptions.ComputeError("quotes are read line by line")
+        table = pl.read_csv(lines, has_header=False, schema=schema, quote_char=None)
+        return table.select(pl.col(order).name.map(lambda name: COLUMNS[order.index(name)]))
+
+    def line(text: str) -> Row:
+        fields = _fields(text, width)
+        user, item, stars, time = (fields[place] for place in places)
+        if not (user and item and stars and time):
+            raise BadRow("missing field")
+        if numeric:
+            user, item = _number(user), _number(item)
+        return user, item, *_numbers(stars, time)
+
+    return Format(users, items, block, line)
+
+
+def _number(text: str) -> int:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if Path(name).name == member]
-            if not names:
-                raise UserError(f"{path}: no {member} inside; expected the published archive")
-            return archive.read(names[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path}: damaged zip file ({error}); fetch it again") from None
+        value = int(text)
+    except ValueError:
+        raise BadRow("id is no number") from None
+    if not 0 <= value <= MAX_ID:
+        raise BadRow("id out of range")
+    return value
 
 
-def _blank(*columns: str) -> pl.Expr:
-    return pl.any_horizontal(pl.col(columns).is_null() | (pl.col(columns) == ""))
+def _review_block(lines: bytes) -> pl.DataFrame:
+    types = (pl.String, pl.String, pl.Float32, pl.Int64)
+    table = pl.read_ndjson(lines, schema=dict(zip(REVIEW, types, strict=True)))
+    # A list or an object comes as its source text.
+    if any(table[name].str.contains(r"^[\[{]").any() for name in REVIEW[:2]):
+        raise pl.exceptions.ComputeError("such ids are read line by line")
+    return table.rename(dict(zip(REVIEW, COLUMNS, strict=True)))
+
+
+def _review_line(line: str) -> Row:
+    try:
+        review = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadRow("not JSON") from None
+    if not isinstance(review, dict):
+        raise BadRow("not JSON")
+    user, item, stars, time = (review.get(key) for key in REVIEW)
+    if user in (None, "") or item in (None, "") or stars is None or time is None:
+        raise BadRow("missing field")
+    return _text(user), _text(item), *_numbers(stars, time)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | int):
+        raise BadRow("id is no text")
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _play_block(lines: bytes) -> pl.DataFrame:
+    """Steam's files are small, and their titles hold quotes and commas."""
+    raise pl.exceptions.ComputeError("titles are read line by line")
+
+
+def _play_line(line: str) -> Row:
+    user, item, behaviour, hours, _ = _fields(line, 5)
+    if not (user and item and behaviour and hours):
+        raise BadRow("missing field")
+    if behaviour not in ("purchase", "play"):
+        raise BadRow("neither purchase nor play")
+    try:
+        played = float(hours)
+    except ValueError:
+        raise BadRow("unreadable hours") from None
+    if not 0 <= played < math.inf:
+        raise BadRow("unreadable hours")
+    return user, item, played if behaviour == "play" else 0.0, 0

@@ -14,6 +14,8 @@ RAW_FILES = {
     "steam": ("steam-200k.csv", "steam_games.json.gz"),
 }
 DATASETS = tuple(RAW_FILES)
+# Datasets published more than once, the default edition first.
+EDITIONS = {"books": (2023, 2014)}
 
 
 class WorldSettings(Settings):
@@ -50,8 +52,23 @@ class DatasetSettings(PrepareSettings):
         "embedded", description="`embedded`, `download`, or the path of the raw file or folder."
     )
     metadata: str | None = Field(
-        None, description="Path of the item metadata where `source` is a path (books, steam)."
+        None,
+        description="Where `source` is a file: `download`, or the path of the item metadata.",
     )
+    edition: int | None = Field(
+        None, description="Edition that `download` fetches: books has 2023 (the default) and 2014."
+    )
+
+
+def release(dataset: str, edition: int | None) -> str:
+    """Name of what `download` fetches, as in resources/checksums.yaml.
+
+    >>> release("books", None), release("books", 2014), release("steam", None)
+    ('books-2023', 'books-2014', 'steam')
+    """
+    if dataset not in EDITIONS:
+        return dataset
+    return f"{dataset}-{edition or EDITIONS[dataset][0]}"
 
 
 def require_dataset(name: str) -> None:

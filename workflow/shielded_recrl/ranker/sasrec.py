@@ -1,4 +1,4 @@
-"""SASRec with full-catalogue cross-entropy (Kang and McAuley 2018; loss: Klenitskiy and Vasilev 2023).
+"""SASRec (Kang and McAuley 2018), with the pre-norm blocks of today's transformers.
 
 In: item sequences. Out: a user state for each of them, and an item embedding for each item; the
 score is their inner product. Sequences are padded on the right with item 0: under causal attention
@@ -8,7 +8,7 @@ no position sees what comes after it, so that padding needs no mask.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,21 +22,46 @@ from torch.nn import functional as F
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import atomic
+from shielded_recrl.ranker.batches import pad
 from shielded_recrl.ranker.settings import RankerSettings
+
+INITIAL_STD = 0.02
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask costs a byte of randomness an element on a CPU: a third of torch's time.
+
+    There p is rounded to a multiple of 1/256; kept elements are divided by the share that is kept.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if x.is_cuda:
+            return F.dropout(x, self.p)
+        dropped = round(256 * self.p)
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        lots = words.view(torch.uint8)[: x.numel()].view(x.shape)
+        return x * (lots >= dropped).to(x.dtype).mul_(256 / (256 - dropped))
 
 
 class Block(nn.Module):
     """Pre-norm transformer block: causal self-attention, then a position-wise network."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, settings: RankerSettings) -> None:
         super().__init__()
-        self.heads = heads
+        dim, hidden = settings.dim, settings.dim * settings.feedforward
+        self.heads = settings.heads
         self.attention_norm = nn.LayerNorm(dim)
         self.query_key_value = nn.Linear(dim, 3 * dim)
         self.output = nn.Linear(dim, dim)
         self.network_norm = nn.LayerNorm(dim)
-        self.network = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.network = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.dropout = Dropout(settings.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, d] to [B, L, d]; position t reads positions up to t."""
@@ -56,20 +81,21 @@ class SASRec(nn.Module):
         super().__init__()
         dim = settings.dim
         self.max_length = settings.max_length
+        # Small embeddings let scores grow from nothing; scaled up, they are inputs of common size.
+        self.scale = dim**0.5
         self.items = nn.Embedding(n_items + 1, dim, padding_idx=0)
         self.positions = nn.Embedding(settings.max_length, dim)
-        self.dropout = nn.Dropout(settings.dropout)
-        self.blocks = nn.ModuleList(
-            Block(dim, settings.heads, settings.dropout) for _ in range(settings.blocks)
-        )
+        self.dropout = Dropout(settings.dropout)
+        self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.blocks))
         self.norm = nn.LayerNorm(dim)
         with torch.no_grad():
-            self.items.weight[1:].normal_(std=dim**-0.5)
-            self.positions.weight.normal_(std=dim**-0.5)
+            self.items.weight[1:].normal_(std=INITIAL_STD)
+            self.positions.weight.normal_(std=INITIAL_STD * self.scale)
 
     def forward(self, items: Tensor) -> Tensor:
         """Item ids [B, L], L <= max_length, to the state after each of them [B, L, d]."""
-        x = self.dropout(self.items(items) + self.positions.weight[: items.shape[1]])
+        positions = self.positions.weight[: items.shape[1]]
+        x = self.dropout(self.scale * self.items(items) + positions)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -77,37 +103,6 @@ class SASRec(nn.Module):
     def logits(self, states: Tensor) -> Tensor:
         """States [..., d] to scores of items 1..n_items [..., n_items]; padding has none."""
         return states @ self.items.weight[1:].T
-
-    def loss(self, items: Tensor) -> Tensor:
-        """Mean cross-entropy of each next item, over the positions of [B, L+1] that have one."""
-        targets = items[:, 1:]
-        known = targets > 0
-        return F.cross_entropy(self.logits(self(items[:, :-1])[known]), targets[known] - 1)
-
-
-def pad(sequences: Sequence[np.ndarray], length: int) -> Tensor:
-    """The last `length` items of each sequence, padded on the right with 0: int64 [B, longest]."""
-    kept = [row[-length:] for row in sequences]
-    padded = np.zeros((len(kept), max(map(len, kept))), dtype=np.int64)
-    for target, row in zip(padded, kept, strict=True):
-        target[: len(row)] = row
-    return torch.from_numpy(padded)
-
-
-def batches(
-    sequences: Sequence[np.ndarray], size: int, generator: torch.Generator
-) -> Iterator[list[np.ndarray]]:
-    """Batches of sequences of like length, in random order: little padding, other mates each time.
-
-    Shuffled, then sorted by length within stretches of eight batches, then the batches shuffled.
-    """
-    order = torch.randperm(len(sequences), generator=generator).tolist()
-    groups = []
-    for start in range(0, len(order), 8 * size):
-        stretch = sorted(order[start : start + 8 * size], key=lambda i: len(sequences[i]))
-        groups += [stretch[i : i + size] for i in range(0, len(stretch), size)]
-    for group in torch.randperm(len(groups), generator=generator).tolist():
-        yield [sequences[i] for i in groups[group]]
 
 
 @torch.no_grad()

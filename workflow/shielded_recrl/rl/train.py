@@ -33,7 +33,7 @@ from shielded_recrl.explainer.prompts import Request
 from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import atomic, sha256, write_json, write_jsonl
 from shielded_recrl.provenance import code_digest
-from shielded_recrl.rl.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
+from shielded_recrl.resume import Progress, fingerprint, load_progress, save_progress
 from shielded_recrl.rl.ppo import (
     explained_variance,
     gae,
@@ -127,7 +127,7 @@ def main(
     )
     owner = fingerprint(identity)
     checkpoint = scratch / "checkpoint.safetensors"
-    if (saved := load_checkpoint(checkpoint, owner)) is not None:
+    if (saved := load_progress(checkpoint, owner)) is not None:
         trainer.restore(saved)
         print(f"resumed at step {saved.step} from {checkpoint}", file=sys.stderr)
 
@@ -135,7 +135,7 @@ def main(
     for _ in tqdm(steps, desc=f"ppo {dataset} {variant} {seed}", unit="step", mininterval=5):
         trainer.train_step()
         if trainer.step % settings.checkpoint_every == 0 and trainer.step < settings.steps:
-            save_checkpoint(checkpoint, trainer.checkpoint(), owner)
+            save_progress(checkpoint, trainer.checkpoint(), owner)
 
     trainer.export(out, dataset=dataset, variant=variant, shield=shield, fingerprint=owner)
     checkpoint.unlink(missing_ok=True)
@@ -351,21 +351,21 @@ class Trainer:
         size = self.settings.micro_batch
         return [slice(start, start + size) for start in range(0, len(rollout.ids), size)]
 
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> Progress:
         """Everything `restore` needs."""
         tensors = {f"weight/{name}": weight.detach() for name, weight in self.trained.items()}
         for name, weight in self.trained.items():
             for key, value in self.state_of(name).get(weight, {}).items():
                 tensors[f"adam.{key}/{name}"] = value
         tensors |= {f"snapshot/{name}": tensor for name, tensor in self.snapshots.items()}
-        return Checkpoint(self.step, self.log, tensors)
+        return Progress(self.step, self.log, tensors)
 
     def state_of(self, name: str) -> dict[Tensor, dict[str, Tensor]]:
         """State of the optimizer a trained weight belongs to."""
         return (self.optimizer if name in self.parameters else self.value_optimizer).state
 
     @torch.no_grad()
-    def restore(self, checkpoint: Checkpoint) -> None:
+    def restore(self, checkpoint: Progress) -> None:
         """Continue from a checkpoint; its weights were saved after projection, bit for bit."""
         self.step, self.log = checkpoint.step, checkpoint.log
         for key, tensor in checkpoint.tensors.items():

@@ -18,13 +18,13 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.files import atomic
 
 
-class Checkpoint(NamedTuple):
+class Progress(NamedTuple):
     """What a run needs to go on.
 
     Attributes:
-        step: finished steps.
+        step: finished steps or epochs.
         log: rows of train.jsonl so far.
-        tensors: adapter, value head, optimizer state and snapshots.
+        tensors: weights, optimizer state and whatever else changes on the way.
     """
 
     step: int
@@ -37,21 +37,21 @@ def fingerprint(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint, owner: str) -> None:
+def save_progress(path: Path, progress: Progress, owner: str) -> None:
     """Write a checkpoint for the run with fingerprint `owner`."""
     from safetensors.torch import save_file
 
     metadata = {
         "fingerprint": owner,
-        "step": str(checkpoint.step),
-        "log": json.dumps(checkpoint.log),
+        "step": str(progress.step),
+        "log": json.dumps(progress.log),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in progress.tensors.items()}
     with atomic(path) as partial:
         save_file(tensors, partial, metadata=metadata)
 
 
-def load_checkpoint(path: Path, owner: str) -> Checkpoint | None:
+def load_progress(path: Path, owner: str) -> Progress | None:
     """Read the checkpoint of the run with fingerprint `owner`.
 
     Returns:
@@ -70,7 +70,7 @@ def load_checkpoint(path: Path, owner: str) -> Checkpoint | None:
             if metadata["fingerprint"] != owner:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Checkpoint(int(metadata["step"]), json.loads(metadata["log"]), tensors)
+            return Progress(int(metadata["step"]), json.loads(metadata["log"]), tensors)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{path}: damaged checkpoint ({error}); delete it to start this run anew"

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.rl.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
+from shielded_recrl.resume import Progress, fingerprint, load_progress, save_progress
 
-STATE = Checkpoint(
+STATE = Progress(
     step=7,
     log=[{"step": 1, "reward": 0.1 + 0.2, "kl": 1e-17}, {"step": 2, "reward": -3.0}],
     tensors={
@@ -20,12 +20,12 @@ STATE = Checkpoint(
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "scratch" / "checkpoint.safetensors"
-    save_checkpoint(path, STATE, "owner")
+    save_progress(path, STATE, "owner")
     return path
 
 
 def test_round_trip_is_exact(path):
-    got = load_checkpoint(path, "owner")
+    got = load_progress(path, "owner")
     assert (got.step, got.log) == (STATE.step, STATE.log)
     assert got.tensors.keys() == STATE.tensors.keys()
     for name, tensor in STATE.tensors.items():
@@ -36,16 +36,16 @@ def test_round_trip_is_exact(path):
 
 def test_another_run_s_checkpoint_is_left_alone(path, tmp_path):
     before = path.read_bytes()
-    assert load_checkpoint(path, "other") is None
+    assert load_progress(path, "other") is None
     assert path.read_bytes() == before
-    assert load_checkpoint(tmp_path / "none", "owner") is None
+    assert load_progress(tmp_path / "none", "owner") is None
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, -1])
 def test_a_truncated_checkpoint_is_one_line(path, kept):
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(UserError) as caught:
-        load_checkpoint(path, "owner")
+        load_progress(path, "owner")
     assert str(path) in str(caught.value)
     assert "delete it" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -57,12 +57,12 @@ def test_a_file_of_another_kind_is_refused(tmp_path, metadata):
 
     save_file({"x": torch.ones(1)}, tmp_path / "x", metadata=metadata)
     with pytest.raises(UserError, match="damaged checkpoint"):
-        load_checkpoint(tmp_path / "x", "owner")
+        load_progress(tmp_path / "x", "owner")
 
 
 def test_a_new_checkpoint_replaces_the_old_one(path):
-    save_checkpoint(path, STATE._replace(step=8), "owner")
-    assert load_checkpoint(path, "owner").step == 8
+    save_progress(path, STATE._replace(step=8), "owner")
+    assert load_progress(path, "owner").step == 8
 
 
 def test_the_fingerprint_reads_values_not_order():
