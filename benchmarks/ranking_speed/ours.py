@@ -56,6 +56,7 @@ def main() -> None:
         dim=args.dim,
         blocks=BLOCKS,
         heads=HEADS,
+        feedforward=1,
         dropout=DROPOUT,
         max_length=args.max_len,
         batch_size=BATCH_SIZE,

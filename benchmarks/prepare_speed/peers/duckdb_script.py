@@ -1,5 +1,6 @@
-"""Filter, iterated k-core, per-user split and parquet, as one writes them with duckdb."""
+"""Digest, filter, iterated k-core, per-user split and parquet, as one writes them with duckdb."""
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -31,9 +32,11 @@ db.execute(
     """CREATE TABLE parts AS SELECT user, item, timestamp, rating, CASE WHEN left_ <= held
     THEN 'test' WHEN left_ <= 2 * held THEN 'valid' ELSE 'train' END AS part FROM placed"""
 )
+columns = "SELECT user, item, rating, timestamp FROM parts"
+db.execute(f"COPY ({columns}) TO '{out / 'interactions.parquet'}'")
 sizes = []
 for part in ("train", "valid", "test"):
-    rows = f"FROM parts WHERE part = '{part}'"
-    db.execute(f"COPY (SELECT user, item, rating, timestamp {rows}) TO '{out / part}.parquet'")
-    sizes.append(db.execute(f"SELECT count(*) {rows}").fetchone()[0])
-print(*sizes)
+    db.execute(f"COPY ({columns} WHERE part = '{part}') TO '{out / part}.parquet'")
+    sizes.append(db.execute(f"SELECT count(*) FROM parts WHERE part = '{part}'").fetchone()[0])
+with open(source, "rb") as file:
+    print(*sizes, hashlib.file_digest(file, "sha256").hexdigest())

@@ -1,5 +1,6 @@
-"""Filter, iterated k-core, per-user split and parquet, as one writes them with pandas."""
+"""Digest, filter, iterated k-core, per-user split and parquet, as one writes them with pandas."""
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -30,6 +31,9 @@ parts = {
     "valid": (from_end <= 2 * held) & (from_end > held),
     "test": from_end <= held,
 }
+frame.to_parquet(out / "interactions.parquet", index=False)
 for name, rows in parts.items():
     frame[rows].to_parquet(out / f"{name}.parquet", index=False)
-print(*(int(rows.sum()) for rows in parts.values()))
+with open(source, "rb") as file:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+print(*(int(rows.sum()) for rows in parts.values()), digest)

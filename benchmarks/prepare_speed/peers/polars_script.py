@@ -1,5 +1,6 @@
-"""Filter, iterated k-core, per-user split and parquet, as one writes them with polars and numpy."""
+"""Digest, filter, iterated k-core, per-user split and parquet, with polars and numpy."""
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -29,9 +30,11 @@ parts = {
     "valid": (left <= 2 * held) & (left > held),
     "test": left <= held,
 }
+frame.drop("left", "held").write_parquet(out / "interactions.parquet")
 sizes = []
 for name, rows in parts.items():
     part = frame.filter(rows).drop("left", "held")
     part.write_parquet(out / f"{name}.parquet")
     sizes.append(len(part))
-print(*sizes)
+with open(source, "rb") as file:
+    print(*sizes, hashlib.file_digest(file, "sha256").hexdigest())
