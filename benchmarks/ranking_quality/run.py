@@ -2,8 +2,9 @@
 
 In: a file of `user item` lines, each user's in order, such as the ML-1M sequences of the SASRec
 repository. A user's last item is test, the one before it valid, the others train. Out, beside this
-file: `results.json` with settings, curve, metrics with bootstrap intervals over users, and seconds,
-and `curve.svg`. The stopping epoch is chosen on validation; test is read once, at the end.
+file: `results.json` with settings, curve, metrics with bootstrap intervals over users, and seconds
+of each run, and the same metrics of the baselines. The epoch is chosen on validation; test is read
+once, at the end.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import torch
 import tyro
 
 from shielded_recrl.files import read_json, write_json
+from shielded_recrl.ranker.baselines import fit_baselines
 from shielded_recrl.ranker.data import Splits
-from shielded_recrl.ranker.evaluation import evaluate_split, inner_product_score
+from shielded_recrl.ranker.evaluation import Score, evaluate_split, inner_product_score
 from shielded_recrl.ranker.sasrec import SASRec, user_states
 from shielded_recrl.ranker.settings import RankerSettings
 from shielded_recrl.ranker.train import fit_sasrec
@@ -37,9 +39,9 @@ RECIPE = RankerSettings(
     negatives=256,
     batch_size=32,
     learning_rate=3e-3,
-    average_decay=0.999,
+    average_decay=0.9995,
     max_epochs=120,
-    patience=5,
+    patience=8,
     evaluate_every=2,
 )
 
@@ -82,7 +84,8 @@ def main(
         "test": metrics(model, splits, "test"),
     }
     path = HERE / "results.json"
-    write_json(path, {**read(path), name: run})
+    results = {"baselines": baselines(splits)} | (read_json(path) if path.is_file() else {})
+    write_json(path, results | {name: run})
     test = run["test"]["ndcg@10"]
     print(
         f"{name}: test NDCG@10 {test['mean']:.4f} [{test['low']:.4f}, {test['high']:.4f}], "
@@ -111,16 +114,23 @@ def leave_one_out(sequences: list[np.ndarray]) -> Splits:
 def metrics(model: SASRec, splits: Splits, split: str) -> dict[str, dict]:
     """NDCG@10, HR@10 and MRR@10 over all users, with 95% bootstrap intervals."""
     states = user_states(model, splits.histories(split), 128)
-    score = inner_product_score(states, model.items.weight.detach().numpy())
+    return summary(splits, split, inner_product_score(states, model.items.weight.detach().numpy()))
+
+
+def baselines(splits: Splits) -> dict[str, dict]:
+    """Test metrics of popularity, item-kNN and EASE, whose settings validation chose."""
+    return {
+        name: {**baseline.setting, "test": summary(splits, "test", baseline.score("test"))}
+        for name, baseline in fit_baselines(splits).items()
+    }
+
+
+def summary(splits: Splits, split: str, score: Score) -> dict[str, dict]:
+    """Means over users with their intervals."""
     found = evaluate_split(splits, split, score, splits.evaluable(split))
     names = ("ndcg@10", "hr@10", "mrr@10")
     intervals = bootstrap_means(np.column_stack([found.ndcg, found.hr, found.mrr]))
     return {name: interval._asdict() for name, interval in zip(names, intervals, strict=True)}
-
-
-def read(path: Path) -> dict:
-    """The runs so far."""
-    return read_json(path) if path.is_file() else {}
 
 
 if __name__ == "__main__":

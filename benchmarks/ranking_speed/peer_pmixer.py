@@ -36,8 +36,8 @@ def full_ranking(model, train: dict, valid: dict, n_users: int, n_items: int, le
             recent = train[user][-length:]
             row[length - len(recent) :] = recent
         scores = model.predict(users, sequences, items)
-        for row, user in zip(scores, users, strict=True):
-            row[torch.tensor(train[user]) - 1] = -torch.inf
+        rows = np.repeat(np.arange(len(users)), [len(train[user]) for user in users])
+        scores[rows, np.concatenate([train[user] for user in users]) - 1] = -torch.inf
         targets = torch.tensor([valid[user][0] - 1 for user in users])
         ranks = (scores > scores.gather(1, targets[:, None])).sum(dim=1)
         total += (1 / torch.log2(ranks[ranks < 10] + 2.0)).sum().item()

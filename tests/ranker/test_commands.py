@@ -164,6 +164,12 @@ def test_bf16_trains(world):
     assert losses[0] != losses[1]
 
 
+def test_divergence_is_one_line(world):
+    settings = QUICK.model_copy(update={"learning_rate": 1e30, "max_epochs": 3})
+    with pytest.raises(UserError, match=r"diverged in epoch [12].*lower ranker\.learning_rate"):
+        train.fit_sasrec(load_splits(world), settings, 0)
+
+
 @pytest.mark.slow
 def test_a_compiled_model_trains_alike(world):
     splits, settings = load_splits(world), QUICK.model_copy(update={"max_epochs": 1, "dropout": 0})
@@ -171,6 +177,16 @@ def test_a_compiled_model_trains_alike(world):
     compiled = train.fit_sasrec(splits, settings.model_copy(update={"compile": True}), 0)
     assert compiled.history[0]["loss"] == pytest.approx(plain.history[0]["loss"], rel=1e-4)
     assert compiled.weights.keys() == plain.weights.keys()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_in_bf16_with_dropout_resumes(world):
+    settings = QUICK.model_copy(update={"max_epochs": 2, "precision": "bf16", "compile": True})
+    states = []
+    whole = train.fit_sasrec(load_splits(world), settings, 0, checkpoint=states.append)
+    again = train.fit_sasrec(load_splits(world), settings, 0, states[0])
+    assert whole.history[1]["loss"] < whole.history[0]["loss"]
+    assert again.history == whole.history
 
 
 def test_validation_reads_at_most_so_many_users(world):

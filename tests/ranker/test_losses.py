@@ -32,11 +32,16 @@ def test_the_full_softmax_is_cross_entropy_whatever_the_chunk(seed, n, count, ro
     states, items, targets = random_case(seed, n, count)
     expected = F.cross_entropy(states @ items[1:].T, targets - 1)
     grads = torch.autograd.grad(3 * expected, [states, items])
-    with mock.patch.object(losses, "CHUNK", rows * count):
+    with chunked(rows * count):
         loss = full_softmax(states, items, targets)
     torch.testing.assert_close(loss, expected)
     for got, want in zip(torch.autograd.grad(3 * loss, [states, items]), grads, strict=True):
         torch.testing.assert_close(got, want)
+
+
+def chunked(logits: int):
+    """Chunks of so many logits, down to single rows."""
+    return mock.patch.multiple(losses, CHUNK={"cpu": logits}, ROWS=1)
 
 
 def test_the_full_softmax_passes_gradcheck():
@@ -48,10 +53,10 @@ def test_the_full_softmax_passes_gradcheck():
 
 def test_sampled_softmax_by_hand():
     # Scores of state 2: target 4, negatives 2, -2, and 4 (the target, which does not count).
-    # Scores of state -1: target 1, negatives -1, 1 (the target), -2. log(K q) = log(3 / 3) = 0.
+    # Scores of state -1: target 1, negatives -1, 1 (the target), -2. K q = 3 / 4.
     loss = sampled_softmax(STATES, ITEMS, TARGETS, torch.tensor([1, 3, 2]))
-    first = math.log(math.exp(4) + math.exp(2) + math.exp(-2)) - 4
-    second = math.log(math.exp(1) + math.exp(-1) + math.exp(-2)) - 1
+    first = math.log(math.exp(4) + (math.exp(2) + math.exp(-2)) / 0.75) - 4
+    second = math.log(math.exp(1) + (math.exp(-1) + math.exp(-2)) / 0.75) - 1
     assert loss.item() == pytest.approx((first + second) / 2)
     # Twice the draws, each with half the weight: the same.
     again = sampled_softmax(STATES, ITEMS, TARGETS, torch.tensor([1, 3, 2] * 2))
@@ -59,14 +64,11 @@ def test_sampled_softmax_by_hand():
 
 
 def test_sampled_softmax_over_the_whole_catalogue_is_the_full_softmax():
-    """Each item once: every other one has weight (I-1)/I, which is put right here."""
+    """Each item once, the target among them, which does not count twice."""
     states, items, targets = random_case(3, 8, 6)
-    everything = torch.arange(1, 7)
-    logits = states @ items[1:].T + math.log(5 / 6)
-    own = (states * items[targets]).sum(1)
-    logits[torch.arange(8), targets - 1] = own
     torch.testing.assert_close(
-        sampled_softmax(states, items, targets, everything), F.cross_entropy(logits, targets - 1)
+        sampled_softmax(states, items, targets, torch.arange(1, 7)),
+        F.cross_entropy(states @ items[1:].T, targets - 1),
     )
 
 
@@ -76,11 +78,11 @@ def test_gradients_of_the_sampled_softmax_are_those_of_its_formula(seed, n, coun
     """The formula through autograd, target hits among the negatives included."""
     states, items, targets = random_case(seed, n, count)
     negatives = torch.randint(1, count + 1, (k,), generator=torch.Generator().manual_seed(seed))
-    logits = states @ items[negatives].T - math.log(k / (count - 1))
+    logits = states @ items[negatives].T - math.log(k / count)
     logits = logits.masked_fill(negatives == targets[:, None], -1e9)
     own = (states * items[targets]).sum(1, keepdim=True)
     expected = F.cross_entropy(torch.cat([own, logits], 1), torch.zeros(n, dtype=torch.long))
-    with mock.patch.object(losses, "CHUNK", 3 * k):
+    with chunked(3 * k):
         loss = sampled_softmax(states, items, targets, negatives)
     torch.testing.assert_close(loss, expected)
     got, want = (torch.autograd.grad(x, [states, items]) for x in (loss, expected))

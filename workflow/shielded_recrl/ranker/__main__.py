@@ -7,6 +7,7 @@ if __name__ == "__main__":
         "ranker",
         {
             "train": "train SASRec, stopping early on validation NDCG@10",
-            "evaluate": "metrics beside popularity, and the frozen states for later stages",
+            "evaluate": "metrics beside baselines, and the frozen states for later stages",
+            "export": "every user's recommendations under the ids of the source",
         },
     )

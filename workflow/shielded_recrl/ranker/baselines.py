@@ -23,8 +23,8 @@ from scipy.sparse import csr_array
 from shielded_recrl.ranker.data import Splits
 from shielded_recrl.ranker.evaluation import BLOCK, Score, evaluate_split
 
-NEIGHBOURS = (10, 100)
-PENALTIES = (50.0, 200.0, 1000.0)
+NEIGHBOURS = (5, 20, 100, 500)
+PENALTIES = (5.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 # EASE inverts a matrix of items x items: above this many it would take minutes and gigabytes.
 EASE_ITEMS = 5000
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shielded_recrl.files import atomic
+from shielded_recrl.ranker.baselines import EASE_ITEMS
 from shielded_recrl.ranker.data import Splits
 from shielded_recrl.ranker.evaluation import CUTOFFS
 from shielded_recrl.ranker.sasrec import Checkpoint
@@ -236,6 +237,11 @@ def _limits(stats: dict[str, Any], splits: Splits, metrics: dict[str, Any]) -> l
         "Baselines read no order and have few settings; a model that none of them stands for "
         "may be better than all.",
     ]
+    if "ease" not in metrics:
+        lines.append(
+            f"EASE, often the strongest of such baselines, was not fitted: {splits.n_items:,} items "
+            f"are more than its {EASE_ITEMS:,}. The verdict does not cover it."
+        )
     if stats["synthetic"]:
         lines.append("The dataset is synthetic: nothing follows for real readers or players.")
     if stats["sequential"] and stats["settings"]["split"] != "global_time":

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Logits held at once, 4 bytes each: as many as stay in a processor's cache.
-CHUNK = 2**19
+# Logits held at once, 4 bytes each: as many as stay in a processor's cache, or keep a GPU busy; and
+# at least so many rows, since each chunk also touches the whole catalogue.
+CHUNK = {"cpu": 2**19, "cuda": 2**27}
+ROWS = 64
 # Logit of a negative that is the target: no share of a softmax, and finite, so that gradients are.
 NEVER = -1e9
 
@@ -60,7 +62,7 @@ def full_softmax(states: Tensor, items: Tensor, targets: Tensor) -> Tensor:
 
 
 def sampled_softmax(states: Tensor, items: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
-    """Mean of log(e^s+ + sum_j e^(s_j - log(K q))) - s+, with q = 1/(I-1) for each other item.
+    """Mean of log(e^s+ + sum_j e^(s_j - log(K q))) - s+, with q = 1/I for each item.
 
     A negative that is the target itself does not count.
 
@@ -122,11 +124,11 @@ class _Softmax(torch.autograd.Function):
     ) -> Tensor:
         dtype = states.dtype
         others = (items[1:] if negatives is None else F.embedding(negatives, items)).to(dtype)
-        log_expected = 0.0 if negatives is None else math.log(len(negatives) / (len(items) - 2))
+        log_expected = 0.0 if negatives is None else math.log(len(negatives) / (len(items) - 1))
         total = states.new_zeros((), dtype=torch.float32)
         grad_states, grad_items = torch.empty_like(states), torch.zeros_like(items)
         grad_others = torch.zeros_like(others, dtype=items.dtype)
-        rows = max(1, CHUNK // len(others))
+        rows = max(ROWS, CHUNK[states.device.type] // len(others))
         for start in range(0, len(states), rows):
             part = slice(start, start + rows)
             state, target = states[part], targets[part]

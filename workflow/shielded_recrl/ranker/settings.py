@@ -16,7 +16,7 @@ class RankerSettings(Settings):
     feedforward: int = Field(
         4, ge=1, description="Width of a block's position-wise network, in multiples of dim."
     )
-    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout of embeddings and blocks.")
+    dropout: float = Field(0.5, ge=0, le=0.99, description="Dropout of embeddings and blocks.")
     max_length: int = Field(50, ge=2, description="Most recent interactions the ranker reads.")
     loss: Literal["ce", "sampled_softmax", "gbce", "bce"] = Field(
         "ce",

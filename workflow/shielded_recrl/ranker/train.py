@@ -12,6 +12,7 @@ epochs on, and asks for no schedule of the learning rate.
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -137,6 +138,11 @@ def fit_sasrec(
             rng = np.random.default_rng((seed, epoch))
             torch.manual_seed(int(rng.integers(2**63)))
             loss = trainer.train_epoch(splits.train, rng)
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"training diverged in epoch {epoch}: its loss is {loss}; "
+                    "lower ranker.learning_rate"
+                )
             figure = None
             if epoch % settings.evaluate_every == 0 or epoch == settings.max_epochs:
                 figure = validation_ndcg(trainer.average, splits, users, settings.batch_size)
