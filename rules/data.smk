@@ -1,6 +1,8 @@
 # REQUIRED INPUTS: none (embedded), a download, or the user's raw files
 # OUTPUTS: results/data/{dataset}/{interactions,train,valid,test,items,users}.parquet, stats.json, quarantine.jsonl
 
+import re
+
 
 rule download:
     output:
@@ -11,6 +13,8 @@ rule download:
         "results/benchmarks/data/{release}/download-{file}.tsv"
     wildcard_constraints:
         release="|".join(DOWNLOADS),
+        # A file without an address is the user's own, also where it lies among the fetched ones.
+        file="|".join(sorted({re.escape(Path(path).name) for path in STUDY.fetched})),
     conda:
         "../envs/download.yaml"
     threads: 1

@@ -79,13 +79,40 @@ def test_editions_and_metadata_alone_can_be_fetched():
     assert made.raw_inputs("steam") == ["resources/raw/steam/games.gz"]
 
 
+def test_a_file_of_the_user_is_never_an_output_of_a_rule(tmp_path, monkeypatch):
+    def of(dataset, **settings):
+        return study(datasets={dataset: settings}, study=[cell(dataset, "shielded")])
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "resources/raw/steam"
+    for plays in ("resources/raw/steam/plays.csv", "./resources/raw/steam/plays.csv"):
+        made = of("steam", source=plays, metadata="results/games.json.gz")
+        own = [str(folder / "plays.csv"), str(tmp_path / "results/games.json.gz")]
+        assert made.raw_paths("steam") == own
+        assert made.raw_inputs("steam") == []
+    folder.mkdir(parents=True)
+    (folder / "plays.csv").touch()
+    assert made.raw_inputs("steam") == own[:1]
+    assert shlex.split(made.raw_flags("steam"))[1] == own[0]
+    # A folder of the user's files.
+    made = of("steam", source="resources/raw/steam")
+    assert made.raw_paths("steam")[0] == str(folder / "steam-200k.csv")
+    # One that a rule does fetch.
+    made = of("books", source="./resources/raw/books-2023/a.gz")
+    assert made.raw_inputs("books") == ["resources/raw/books-2023/a.gz"]
+
+
 def test_downloads_name_what_is_known_of_them():
     made = study()
     assert shlex.split(made.download_flags("books-2023", "a.gz")) == [
         *("--url", "https://x/a.gz?b&c", "--size", "5", "--sha256", "ab", "--md5", "cd"),
     ]
     assert made.download_flags("books-2014", "old.gz") == "--url https://x/old.gz --max-bytes 7"
-    assert made.download_flags("steam", "plays.csv") == "--url None"
+    # Nothing is fetched that has no address.
+    assert made.fetched == {
+        "resources/raw/books-2014/old.gz",
+        "resources/raw/books-2023/a.gz",
+    }
 
 
 def test_missing_files_of_the_user_are_no_inputs(tmp_path):

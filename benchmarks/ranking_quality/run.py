@@ -84,7 +84,9 @@ def main(
         "test": metrics(model, splits, "test"),
     }
     path = HERE / "results.json"
-    results = {"baselines": baselines(splits)} | (read_json(path) if path.is_file() else {})
+    results = read_json(path) if path.is_file() else {}
+    if "baselines" not in results:
+        results["baselines"] = baselines(splits)
     write_json(path, results | {name: run})
     test = run["test"]["ndcg@10"]
     print(

@@ -1,10 +1,13 @@
 """Archives from elsewhere: the wanted file comes out, and everything hostile is refused."""
 
+import contextlib
+import errno
 import gzip
 import stat
 import zipfile
 import zlib
 
+import numpy as np
 import pytest
 
 from shielded_recrl.data import archive
@@ -157,6 +160,47 @@ def test_truncated(tmp_path, folder, kept):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept if kept >= 1 else kept * len(whole))])
     assert "damaged zip file" in refusal(path, folder)
+
+
+@pytest.mark.parametrize(
+    ("mark", "offset", "value"),
+    [
+        # A name that is no UTF-8, though its flag says so.
+        (b"PK\x01\x02", 8, b"\x00\x08" + bytes(36) + b"\xff"),
+        # A directory that starts before the file does.
+        (b"PK\x05\x06", 12, b"\xff\xff\xff\x00"),
+        # An entry that starts behind the end.
+        (b"PK\x01\x02", 42, b"\xff\xff\xff\x7f"),
+    ],
+)
+def test_damaged_directory(tmp_path, folder, mark, offset, value):
+    path = patched(packed(tmp_path / "a.zip", ("ratings.csv", ROWS)), mark, offset, value)
+    assert str(path) in refusal(path, folder)
+
+
+def test_random_damage_is_refused_or_does_no_harm(tmp_path, folder):
+    whole = packed(tmp_path / "a.zip", ("ml/ratings.csv", ROWS), ("ml/x", b"hi")).read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in random.integers(len(whole) - 300, len(whole), size=2):
+            damaged[place] = random.integers(256)
+        (tmp_path / "a.zip").write_bytes(damaged)
+        with (
+            contextlib.suppress(UserError),
+            extracted(tmp_path / "a.zip", "ratings.csv", folder) as file,
+        ):
+            assert file.read_bytes() == ROWS
+
+
+def test_a_full_disk_is_no_damage(tmp_path, folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archive.shutil, "copyfileobj", full)
+    path = packed(tmp_path / "a.zip", ("ratings.csv", ROWS))
+    with pytest.raises(UserError, match="no space left"), extracted(path, "ratings.csv", folder):
+        pytest.fail("extracted")
 
 
 def test_lines_of_gzip_and_plain_files(tmp_path):

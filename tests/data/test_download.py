@@ -31,6 +31,10 @@ class Handler(BaseHTTPRequestHandler):
     /norange  as /cut, but deaf to ranges       /changing  cut, then another version
     /late     429 with Retry-After, then good   /stall  half, then silence, then good
     /long     more bytes than announced         /endless  chunks without end
+    /starred  as /cut, but its parts tell no total, and the second one is cut for good
+    /chunked  whole, in chunks and so without its size
+    /renewed  most of it, then another version in ten parts
+    /garbage  no answer of HTTP                 /astray  elsewhere, at what is no address
     """
 
     def do_GET(self):
@@ -52,13 +56,25 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Type", "text/html")
             self.end_headers()
             return self.wfile.write(b"please log in")
+        if self.path == "/astray":
+            self.send_response(302)
+            self.send_header("Location", "https://[x/f")
+            return self.end_headers()
+        if self.path == "/garbage":
+            return self.wfile.write(b"garbage\r\n\r\n")
+        if self.path == "/chunked":
+            self.protocol_version = "HTTP/1.1"
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            return self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
         if self.path == "/endless":
             self.protocol_version = "HTTP/1.1"
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             return self.send_chunks()
-        if self.path == "/changing" and tries > 1:
+        if self.path in ("/changing", "/renewed") and tries > 1:
             body, etag = OTHER, '"two"'
         plain = self.path in ("/short", "/norange")
         if asked and not plain and self.headers["If-Range"] == etag:
@@ -67,19 +83,27 @@ class Handler(BaseHTTPRequestHandler):
                 return self.send_error(416)
         if self.path == "/short" or (self.path in ("/cut", "/norange", "/changing") and tries < 3):
             sent = (len(body) - start) // 2
-        if self.path == "/stall" and tries == 1:
+        if self.path in ("/stall", "/starred") and tries == 1:
             sent = len(body) // 2
+        if self.path == "/starred" and tries == 2:
+            sent = len(body) // 4
+        if self.path == "/renewed":
+            sent = len(body) * 9 // 10 if tries == 1 else len(body) // 10
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            total = "*" if self.path == "/starred" else len(body)
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{total}")
         if self.path != "/short":
             self.send_header("ETag", etag)
         announced = len(body) - start - (10 if self.path == "/long" else 0)
         self.send_header("Content-Length", str(announced))
         self.end_headers()
-        # The other side hangs up where it was offered too much.
+        part = body[start:][:sent]
+        # Counted first: the other side may be done before a write returns here.
+        self.server.served += len(part)
+        # It hangs up where it was offered too much.
         with contextlib.suppress(OSError):
-            self.server.served += self.wfile.write(body[start:][:sent])
+            self.wfile.write(part)
         if self.path == "/stall" and tries == 1:
             self.wfile.flush()
             self.server.over.wait(10)
@@ -149,6 +173,8 @@ def test_busy_then_good(fetch, server, tmp_path):
         ("/long", ("--sha256", DIGEST), 1, "sha256 is "),
         ("/page", (), 1, "a web page, not the file"),
         ("/gone", (), 1, "HTTP 404"),
+        ("/astray", ("--retries", 1), 2, "Invalid IPv6 URL after 2 tries"),
+        ("/garbage", ("--retries", 1), 2, "garbage after 2 tries"),
         ("/busy", ("--retries", 2), 3, "after 3 tries"),
         ("/short", ("--retries", 1), 2, f"{len(BODY) // 2} of {len(BODY)} bytes"),
     ],
@@ -173,6 +199,30 @@ def test_a_cut_transfer_goes_on_where_it_stopped(fetch, server, tmp_path):
     assert server.served == len(BODY)
     assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
     assert (tmp_path / "file.bin").read_bytes() == BODY
+
+
+def test_a_total_once_told_holds_for_the_parts_that_tell_none(fetch, server, tmp_path):
+    ended = fetch("/starred")
+    assert ended.code == 0
+    assert f"{len(BODY) * 3 // 4} of {len(BODY)} bytes arrived" in ended.stderr
+    assert (tmp_path / "file.bin").read_bytes() == BODY
+    assert (tmp_path / "file.bin.sha256").read_text().startswith(DIGEST)
+
+
+def test_a_digest_of_unknown_size_is_not_recorded(fetch, tmp_path):
+    ended = fetch("/chunked")
+    assert ended.code == 0
+    assert "nothing was recorded" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
+    assert fetch("/chunked", "--size", len(BODY)).code == 0
+    assert (tmp_path / "file.bin.sha256").read_text().startswith(DIGEST)
+
+
+def test_bytes_of_a_new_version_are_new(fetch, server, tmp_path):
+    ended = fetch("/renewed", "--retries", 2)
+    assert ended.code == 0
+    assert len(server.paths) == 11
+    assert (tmp_path / "file.bin").read_bytes() == OTHER
 
 
 def test_the_next_run_goes_on_where_the_last_one_stopped(fetch, server, tmp_path):
@@ -326,10 +376,23 @@ def test_nobody_listens(command, server, tmp_path):
     assert "give its path as the source" in ended.message
 
 
-@pytest.mark.parametrize("url", ["ml-25m.zip", "file:///etc/hostname", "ftp://example.org/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ml-25m.zip",
+        "file:///etc/hostname",
+        "ftp://example.org/x",
+        "https://[x/f",
+        "http://127.0.0.1:1/\u00fc",
+        "http://127.0.0.1:1/a b",
+        "http://127.0.0.1:x/f",
+        "https:///f",
+    ],
+)
 def test_no_web_address(command, tmp_path, url):
     ended = command("download", "--url", url, "--out", tmp_path / "f")
     assert "expected https://" in ended.message
+    assert "\n" not in ended.message
 
 
 def test_checksums_are_well_formed():

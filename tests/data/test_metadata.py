@@ -150,17 +150,42 @@ MOVIES = "movieId,title,genres\n1,Emma (1996),Romance\n2,Babylon 5,(no genres li
 def test_bad_movies_are_put_aside(tmp_path, load):
     path = tmp_path / "movies.csv"
     path.write_bytes(
-        MOVIES.encode() + b'3,"Two\nlines",Drama\n\n4,,Drama\n5,No genres\n6,\xff,Drama\n7,Last,X\n'
+        MOVIES.encode()
+        + b'3,"Open (1991),Drama\n\n4,,Drama\n5,No genres\n6,\xff,Drama\n'
+        + b'7,Last,X\n8,Toy Story, The (1995),Drama\n9,Emma,Drama,more\n10,"So ""be"" it",X\n'
     )
-    found, aside = load("ml25m", path, {"1", "3", "4", "5", "6", "7"})
-    assert found.read == 7
-    assert found.bad == {"missing field": 2, "not UTF-8": 1}
+    found, aside = load("ml25m", path, set(map(str, range(1, 11))))
+    assert found.read == 10
+    assert found.bad == {
+        "unreadable quotes": 1,
+        "missing field": 2,
+        "not UTF-8": 1,
+        "too many fields": 2,
+    }
     assert aside == [
-        (7, "missing field", "4,,Drama"),
-        (8, "missing field", "5,No genres,"),
-        (9, "not UTF-8", "6,\ufffd,Drama"),
+        (4, "unreadable quotes", '3,"Open (1991),Drama'),
+        (6, "missing field", "4,,Drama"),
+        (7, "missing field", "5,No genres"),
+        (8, "not UTF-8", "6,\ufffd,Drama"),
+        (10, "too many fields", "8,Toy Story, The (1995),Drama"),
+        (11, "too many fields", "9,Emma,Drama,more"),
     ]
-    assert found.frame["title"].to_list() == ["Emma", "Two lines", "Last"]
+    assert found.frame["title"].to_list() == ["Emma", "Babylon 5", "Last", 'So "be" it']
+
+
+def test_bad_movies_count_among_the_rows(tmp_path, load):
+    path = tmp_path / "movies.csv"
+    path.write_text(MOVIES + '3,"' + "x" * 200_000 + '",Drama\n')
+    found, aside = load("ml25m", path, {"1"})
+    assert (found.parsed, found.bad) == (3, {"unreadable quotes": 1})
+    assert aside[0][:2] == (4, "unreadable quotes")
+
+
+def test_lines_of_unwanted_books_are_not_counted_as_parsed(book_rows):
+    wanted = [f'{{"parent_asin": "W{i}", "title": "t"' for i in range(5)]
+    others = [f'{{"parent_asin": "Z{i}", "title": "t"}}' for i in range(100)]
+    found, _ = book_rows(wanted + others, {f"W{i}" for i in range(5)})
+    assert (found.read, found.parsed, found.bad) == (105, 5, {"unreadable": 5})
 
 
 def test_movies_in_the_published_zip(tmp_path, load):
@@ -178,8 +203,9 @@ def test_movies_in_the_published_zip(tmp_path, load):
     ("content", "says"),
     [
         ("", "header is ''"),
-        ("id,name\n1,x\n", "header is 'id,name'; expected the columns movieId, title, genres"),
-        ('movieId,title,genres\n1,"' + "x" * 200_000, "line 2: not csv (field larger"),
+        ("id,name\n1,x\n", "header is 'id,name', without movieId, title, genres; expected the"),
+        ("movieId,title,genres\r1,x,y\r", "expected the columns movieId, title, genres"),
+        ("movieId,title,genres\n", "no rows"),
     ],
 )
 def test_no_movies(tmp_path, load, content, says):

@@ -1,6 +1,7 @@
 """The prepare command: real files, invariants of its tables, and every kind of bad input."""
 
 import gzip
+import hashlib
 import json
 import random
 import shutil
@@ -498,3 +499,36 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     )
     assert stats(tmp_path / "out")["kept"] == 3_000_000
     assert int(done.stdout) < 450_000
+
+
+def test_wanted_metadata_that_is_all_unreadable_is_refused(tmp_path, command):
+    reviews, items = tmp_path / "reviews.json", tmp_path / "meta.jsonl"
+    good = {"overall": 5, "unixReviewTime": 1}
+    reviews.write_text(
+        "".join(
+            json.dumps({"reviewerID": f"U{u}", "asin": f"B{i}", **good}) + "\n"
+            for u in range(5)
+            for i in range(5)
+        )
+    )
+    wanted = "".join(f'{{"asin": "B{i}", "title": "t"\n' for i in range(5))
+    items.write_text(wanted + "".join(f'{{"asin": "Z{i}"}}\n' for i in range(1000)))
+    words = ("--interactions", reviews, "--metadata", items, "--out", tmp_path / "out")
+    ended = command("prepare", "--dataset", "books", *words)
+    assert "5 of 5 rows are unreadable" in ended.message
+    # A catalogue of other books is no error.
+    items.write_text("".join(f'{{"asin": "Z{i}"}}\n' for i in range(10)))
+    assert command("prepare", "--dataset", "books", *words).code == 0
+
+
+def test_inputs_of_one_name_are_told_apart(ratings, tmp_path, command):
+    items = tmp_path / "items" / ratings.name
+    items.parent.mkdir()
+    items.write_text("movieId,title,genres\n1,Emma (1996),Drama\n")
+    out = tmp_path / "out"
+    words = ("--interactions", ratings, "--metadata", items, "--out", out)
+    assert command("prepare", "--dataset", "ml25m", *words).code == 0
+    digests = {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in (ratings, items)
+    }
+    assert stats(out)["inputs"] == digests

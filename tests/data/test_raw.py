@@ -32,7 +32,10 @@ IDS = [
     "\u0661",
 ]
 STARS = ["5.0", "5", "4.", ".5", "1e0", " 3", "5.5", "0", "-1", "nan", "inf", "", "x", "1_0"]
+# Those that only float32 tells from 5 and from 0.
+STARS += ["5.0000000001", "4.9999999999", "1e-60", "1e39", "\u0661"]
 TIMES = ["1", "+9", " 9", "9 ", "0", "-3", "", "x", "1.0", "1e3", "9223372036854775808", "1_0"]
+TIMES += ["1_000", "\u0661"]
 BAD = b"7,7,bad,7\n"
 
 
@@ -86,6 +89,19 @@ def test_a_row_is_read_alike_whatever_its_neighbours(tmp_path, dataset, header):
         {"reviewerID": "é\n\\"},
         {"asin": ["B", 1]},
         {"asin": 0},
+        {"asin": 1e3},
+        {"asin": "1e3"},
+        {"asin": -0.0},
+        {"asin": True},
+        {"reviewerID": 5.0},
+        {"reviewerID": "\ud800"},
+        {"reviewerID": "\0"},
+        {"overall": 5.0000000001},
+        {"overall": 4.9},
+        {"overall": 1e-60},
+        {"unixReviewTime": 5.9},
+        {"unixReviewTime": True},
+        {"unixReviewTime": "1_0"},
         {"more": {"deep": [None]}},
     ],
 )
@@ -98,6 +114,119 @@ def test_a_review_is_read_alike_whatever_its_neighbours(tmp_path, odd):
     beside = load(path, "books")
     assert alone[0] == beside[0]
     assert [*alone[1], (2, "not JSON")] == beside[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "stars"),
+    [
+        ('"overall": 1', 4.0),
+        ('"overall": null', 4.0),
+        ('"reviewerID": "V", "asin": "C", "unixReviewTime": 9', 4.0),
+        ('"x": {"overall": 1}', 4.0),
+    ],
+)
+@pytest.mark.parametrize("beside", ["", "{\n"])
+def test_the_first_of_equal_keys_counts(tmp_path, more, stars, beside):
+    path = tmp_path / "reviews.json"
+    row = '{"reviewerID": "U", "asin": "B", "overall": 4.0, "unixReviewTime": 3, %s}\n'
+    path.write_text(row % more + beside)
+    assert load(path, "books")[0] == [("U", "B", stars, 3)]
+
+
+def test_half_characters_are_no_ids(tmp_path):
+    path = tmp_path / "reviews.json"
+    row = '{"reviewerID": "%s", "asin": "B", "overall": 4.0, "unixReviewTime": 3}\n'
+    path.write_text(row % "\\ud800" + row % "\\udc01" + row % "\\ud83d\\ude00")
+    rows, bad, _ = load(path, "books")
+    assert [user for user, *_ in rows] == ["\U0001f600"]
+    assert bad == [(1, "id is no text"), (2, "id is no text")]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"overall": True},
+        {"overall": "1_0"},
+        {"overall": "\u0663"},
+        {"unixReviewTime": True},
+        {"unixReviewTime": 5.9},
+        {"unixReviewTime": "1_0"},
+        {"unixReviewTime": "\u0663"},
+    ],
+)
+def test_what_is_no_number_in_a_review(tmp_path, odd):
+    path = tmp_path / "reviews.json"
+    row = {"reviewerID": "U", "asin": "B", "overall": 4.0, "unixReviewTime": 3}
+    path.write_text(json.dumps(row | odd) + "\n")
+    assert load(path, "books")[:2] == ([], [(1, "unreadable number")])
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("1_0,2,4,3", "id is no number"),
+        ("1,\u0662,4,3", "id is no number"),
+        ("1,2,1_0,3", "unreadable number"),
+        ("1,2,\u0663,3", "unreadable number"),
+        ("1,2,4,1_000", "unreadable number"),
+        ("1,2,4,\u0663", "unreadable number"),
+        ("1,2,1e-60,3", "rating out of range"),
+        ("1,2,1e39,3", "rating out of range"),
+        ("1,2,5.000001,3", "rating out of range"),
+    ],
+)
+def test_what_is_no_number_in_a_csv(tmp_path, row, reason):
+    path = tmp_path / "ratings.csv"
+    path.write_bytes(HEADER + f"{row}\n".encode())
+    assert load(path)[:2] == ([], [(2, reason)])
+
+
+@pytest.mark.parametrize("hours", ["1_0", "1e39", "nan", "-1", "\u0663"])
+def test_what_is_no_number_of_hours(tmp_path, hours):
+    path = tmp_path / "steam.csv"
+    path.write_text(f"1,Game,play,{hours},0\n")
+    assert load(path, "steam")[:2] == ([], [(1, "unreadable hours")])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "content"),
+    [
+        ("steam", "steam.csv", b"1,2,play,4,0\n"),
+        ("books", "r.json", b'{"reviewerID":"1","asin":"2","overall":4,"unixReviewTime":3}\n'),
+        ("books", "r.csv", HEADER_2023 + b"1,2,4,3\n"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path, monkeypatch, dataset, name, content, size):
+    path = tmp_path / name
+    path.write_bytes(b"\xef\xbb\xbf" + content)
+    monkeypatch.setattr(raw.blocks, "__defaults__", (size,))
+    rows, bad, found = load(path, dataset)
+    assert ([row[:2] for row in rows], bad) == ([("1", "2")], [])
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("row", "ids"),
+    [(b"\xef\xbb\xbfA,I,5,9\n", ("\ufeffA", "I")), (b"A,I\r,5,9\n", ("A", "I\r"))],
+)
+def test_odd_bytes_stay_in_ids_whatever_their_neighbours(tmp_path, row, ids):
+    path = tmp_path / "ratings.csv"
+    for beside in (b"", BAD):
+        path.write_bytes(HEADER_2023 + row + beside)
+        assert [found[:2] for found in load(path, "books")[0]] == [ids]
+
+
+@pytest.mark.parametrize(
+    "content", [HEADER.replace(b"\n", b"\r") + b"1,2,3,4\r", b"x" * 200_000 + b"\n"]
+)
+def test_a_header_that_is_no_csv(tmp_path, content):
+    path = tmp_path / "ratings.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="expected the columns userId") as raised:
+        load(path)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
 
 
 lines = st.lists(

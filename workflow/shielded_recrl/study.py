@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ class Study:
         """
         self.config = config
         self.downloads = downloads
+        # What rule `download` makes: files without an address are fetched by the user.
+        self.fetched = {
+            f"resources/raw/{published}/{file}"
+            for published, files in downloads.items()
+            for file, about in files.items()
+            if about.get("url")
+        }
         # Ordered as the config gives them, each once.
         self.runs = list(
             dict.fromkeys(
@@ -50,11 +58,20 @@ class Study:
             return self._published(dataset)
         source = Path(settings.source)
         if source.is_dir():
-            return [str(source / name) for name in RAW_FILES[dataset]]
+            return [self._given(str(source / name)) for name in RAW_FILES[dataset]]
         metadata = settings.metadata
         if metadata == "download":
             metadata = self._published(dataset)[1]
-        return [path for path in (settings.source, metadata) if path]
+        elif metadata:
+            metadata = self._given(metadata)
+        return [path for path in (self._given(settings.source), metadata) if path]
+
+    def _given(self, path: str) -> str:
+        """A path from the config; absolute where a rule could take it for its own output."""
+        plain = os.path.normpath(path)
+        if plain in self.fetched:
+            return plain
+        return os.path.abspath(plain) if plain.startswith(MADE) else path
 
     def _published(self, dataset: str) -> list[str]:
         """Where `download` puts the files of a dataset's release."""
@@ -76,7 +93,7 @@ class Study:
         """What is known of a file of a release, as flags of `data download`."""
         about = self.downloads[published][file]
         known = {
-            "url": str(about["url"]),
+            "url": about["url"],
             "size": about.get("bytes"),
             "max-bytes": about.get("max_bytes"),
             "sha256": about.get("sha256"),

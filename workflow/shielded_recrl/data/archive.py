@@ -7,9 +7,12 @@ folder given, and neither disk nor memory can be filled by a small file that cla
 
 from __future__ import annotations
 
+import codecs
+import errno
 import gzip
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -32,6 +35,17 @@ MAX_LINE = 16 << 20
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED = 0x1
 ADVICE = "expected the archive as its owner publishes it"
+# What zipfile raises where bytes are wrong: ValueError for names that are no text, OSError for
+# places outside the file.
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    ValueError,
+)
 
 
 @contextmanager
@@ -62,7 +76,9 @@ def extracted(path: Path, member: str, folder: Path) -> Iterator[Path]:
                         raise zipfile.BadZipFile(
                             f"{member} has {size} bytes, not the {info.file_size} announced"
                         )
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except DAMAGED as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
             raise UserError(
                 f"{path}: damaged zip file ({first_line(error)}); fetch it again"
             ) from None
@@ -71,6 +87,8 @@ def extracted(path: Path, member: str, folder: Path) -> Iterator[Path]:
 
 def byte_lines(path: Path) -> Iterator[bytes]:
     """Lines of a gzip (`.gz`) or plain file, blank ones too, each with its line end.
+
+    A byte order mark before the first line is left out.
 
     Raises:
         UserError: no gzip file where the name says so, a truncated one, or a line longer than
@@ -87,6 +105,8 @@ def byte_lines(path: Path) -> Iterator[bytes]:
         try:
             while line := stream.readline(MAX_LINE + 1):
                 number += 1
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if len(line) > MAX_LINE:
                     raise UserError(
                         f"{path}, line {number}: longer than {MAX_LINE >> 20} MiB; expected one "

@@ -4,7 +4,8 @@ In: an address, and the size and digest the file must have. Out: the file, renam
 when it is whole and right. Until then its bytes are in `FILE.partial`, and `FILE.partial.json`
 tells which version of which address they belong to; the next try, or the next run, asks for the
 rest of that version alone (Range and If-Range of RFC 9110). Where no digest is known yet, the first
-fetch writes it to `FILE.sha256`, and later fetches have to match it.
+fetch writes it to `FILE.sha256`, and later fetches have to match it; but if nobody told the file's
+size either, a cut file would look like a whole one, and nothing is recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from shielded_recrl.errors import UserError
+from shielded_recrl.errors import UserError, first_line
 from shielded_recrl.files import write_json, write_text
 
 BLOCK = 1 << 20
@@ -86,16 +87,16 @@ def main(
     Args:
         url: where it is (http or https).
         out: where it goes.
-        sha256: its hex digest; with neither digest, the sha256 of the first fetch is recorded.
+        sha256: its hex digest; with neither digest, the sha256 of the first fetch is recorded, if
+            its size was known from `size` or the server.
         md5: its hex digest, where its owner publishes that.
         size: its bytes, if known.
         max_bytes: bytes after which a file of unknown size is given up; 16 GiB by default.
-        retries: further tries after failures that may pass and brought no new byte.
+        retries: further tries after the last one that brought new bytes.
         backoff: seconds before the second try, doubled for each further one.
         timeout: seconds without an answer before a try fails.
     """
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise UserError(f"{url}: not an address; expected https://..., {OWN_COPY}")
+    _require_address(url)
     record = out.with_name(f"{out.name}.sha256")
     expected = [
         (name, value, f"--{name}") for name, value in (("sha256", sha256), ("md5", md5)) if value
@@ -103,7 +104,7 @@ def main(
     if not expected and record.is_file():
         expected = [("sha256", _recorded(record), str(record))]
     partial = Partial(out)
-    _fetch_patiently(url, partial, size, max_bytes or MAX_BYTES, retries, backoff, timeout)
+    total = _fetch_patiently(url, partial, size, max_bytes or MAX_BYTES, retries, backoff, timeout)
     found = {name: _digest(partial.path, name) for name in {"sha256", *(e[0] for e in expected)}}
     for name, value, source in expected:
         if found[name] != value.lower():
@@ -113,11 +114,28 @@ def main(
                 "deleted. Run again; if it stays so, its owner changed the file: compare with the "
                 "owner's page, then mend the expected value"
             )
-    if not expected:
+    if not expected and total is None:
+        print(
+            f"{url}: neither size nor digest is known, so a file cut short would not be noticed, "
+            f"and nothing was recorded; compare {partial.size} bytes with the owner's page",
+            file=sys.stderr,
+        )
+    elif not expected:
         write_text(record, f"{found['sha256']}  {out.name}\n")
         print(f"{record}: no digest was known; recorded {found['sha256']}", file=sys.stderr)
     partial.finish()
     print(f"{out}: {out.stat().st_size} bytes, sha256 {found['sha256']}")
+
+
+def _require_address(url: str) -> None:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        # Reading the port checks it.
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or not re.fullmatch("[!-~]+", url):
+        raise UserError(f"{url}: not an address; expected https://..., {OWN_COPY}")
 
 
 class Partial:
@@ -167,20 +185,28 @@ def _fetch_patiently(
     retries: int,
     backoff: float,
     timeout: float,
-) -> None:
+) -> int | None:
     """Try until the file is whole; a try that brought new bytes makes up for those that failed.
+
+    Returns:
+        Bytes of the whole file, if `size` or the server told.
 
     Raises:
         UserError: too many tries failed in a row, or another try would not help.
     """
-    tries = failures = furthest = 0
+    tries = failures = 0
+    version, furthest = partial.version(url), partial.size
     while True:
         tries += 1
         try:
             return _fetch(url, partial, size, max_bytes, timeout)
         except Interrupted as error:
-            failures = 1 if partial.size > furthest else failures + 1
-            furthest = max(furthest, partial.size)
+            begun = partial.version(url)
+            # The bytes of another version add to none; or a server that always changes its mind
+            # would be asked for ever.
+            renewed, version = begun != version, begun
+            failures = failures + 1 if renewed or partial.size <= furthest else 1
+            furthest = partial.size if renewed else max(furthest, partial.size)
             if failures > retries or error.pause > LONGEST_PAUSE:
                 kept = ""
                 if partial.version(url):
@@ -198,8 +224,13 @@ def _fetch_patiently(
             time.sleep(pause)
 
 
-def _fetch(url: str, partial: Partial, size: int | None, max_bytes: int, timeout: float) -> None:
+def _fetch(
+    url: str, partial: Partial, size: int | None, max_bytes: int, timeout: float
+) -> int | None:
     """Fetch once what is still missing.
+
+    Returns:
+        Bytes of the whole file, if `size` or the server told.
 
     Raises:
         Interrupted: it may work another time.
@@ -207,7 +238,7 @@ def _fetch(url: str, partial: Partial, size: int | None, max_bytes: int, timeout
     """
     version = partial.version(url)
     if version and version.total == partial.size and size in (None, partial.size):
-        return
+        return version.total
     # A coded answer would be another sequence of bytes than the one the digest is of.
     headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
     if version:
@@ -228,7 +259,8 @@ def _fetch(url: str, partial: Partial, size: int | None, max_bytes: int, timeout
         raise UserError(
             f"{url}: HTTP {error.code} {error.reason}; check the address, {OWN_COPY}"
         ) from None
-    except (http.client.HTTPException, OSError) as error:
+    # ValueError: the address that an answer sends to is none.
+    except (http.client.HTTPException, OSError, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         # What has a file name, or tells of a full disk, is no matter of the network.
         if getattr(error, "filename", None) or getattr(error, "errno", None) in FULL:
@@ -236,9 +268,10 @@ def _fetch(url: str, partial: Partial, size: int | None, max_bytes: int, timeout
                 f"{partial.path}: {error.strerror}; free some space or choose another folder, and "
                 f"run again: the {partial.size} bytes here are kept"
             ) from None
-        raise Interrupted(str(reason) or type(reason).__name__) from None
+        raise Interrupted(first_line(reason)) from None
     if total is not None and partial.size != total:
         raise Interrupted(f"{partial.size} of {total} bytes arrived")
+    return total
 
 
 def _begin(
@@ -262,8 +295,11 @@ def _begin(
         if version is None or start is None or version.contradicts(offered):
             partial.delete()
             raise Interrupted("the server continues another version of the file")
+        # A part need not tell the total that an earlier answer told.
+        told = version.total if offered.total is None else offered.total
     else:
         partial.restart(offered)
+        told = offered.total
     if size is not None and offered.total not in (None, size):
         partial.delete()
         raise UserError(
@@ -276,7 +312,7 @@ def _begin(
             f"{url}: {offered.total} bytes on offer, more than max_bytes {max_bytes}; compare "
             "with the owner's page, then raise it"
         )
-    return offered.total if size is None else size
+    return told if size is None else size
 
 
 def _append(

@@ -13,7 +13,6 @@ a catalogue of books only the lines that may be of a wanted one are looked into.
 from __future__ import annotations
 
 import ast
-import csv
 import html
 import json
 import re
@@ -30,7 +29,8 @@ import polars as pl
 
 from shielded_recrl.data.archive import byte_lines, extracted
 from shielded_recrl.data.quarantine import Quarantine
-from shielded_recrl.errors import UserError, first_line
+from shielded_recrl.data.raw import BadRow, fields, header, parsed
+from shielded_recrl.errors import UserError
 
 SCHEMA = {
     "source_id": pl.String,
@@ -56,10 +56,6 @@ LITERAL_LENGTH = 1 << 20
 CHUNK = 20_000
 
 
-class BadLine(Exception):
-    """A line that cannot be read; the message is the reason that is counted."""
-
-
 @dataclass(frozen=True)
 class Metadata:
     """Readable metadata of the wanted items.
@@ -67,11 +63,13 @@ class Metadata:
     Attributes:
         frame: table with the columns of `SCHEMA`, one row an item.
         read: rows in the file.
+        parsed: rows that were looked into; all others are of items that are not wanted.
         bad: reason -> number of rows that could not be read.
     """
 
     frame: pl.DataFrame
     read: int
+    parsed: int
     bad: dict[str, int]
 
 
@@ -86,7 +84,7 @@ def load_books(path: Path, wanted: set[str], quarantine: Quarantine) -> Metadata
     def key(row: dict[str, Any]) -> str:
         asin = row.get("parent_asin") or row.get("asin")
         if not isinstance(asin, str):
-            raise BadLine("no id")
+            raise BadRow("no id")
         return asin
 
     def describe(row: dict[str, Any]) -> tuple[str | None, str, list[str]]:
@@ -119,7 +117,7 @@ def load_steam(path: Path, wanted: set[str], quarantine: Quarantine) -> Metadata
         orient="row",
     ).join(found.frame.drop("title"), on="source_id")
     frame = spread.with_columns(pl.col("title").alias("source_id")).select(*SCHEMA)
-    return Metadata(frame, found.read, found.bad)
+    return Metadata(frame, found.read, found.parsed, found.bad)
 
 
 def load_ml25m(path: Path, wanted: set[str], quarantine: Quarantine) -> Metadata:
@@ -132,14 +130,30 @@ def load_ml25m(path: Path, wanted: set[str], quarantine: Quarantine) -> Metadata
     bad: Counter[str] = Counter()
     read = 0
     with _movies(path) as (file, name):
-        for line, row in _csv_rows(file, MOVIE_COLUMNS, name):
+        lines = byte_lines(file)
+        names = header(_content(next(lines, b"")), MOVIE_COLUMNS, name)
+        places = [names.index(column) for column in MOVIE_COLUMNS]
+
+        def movie(text: str) -> list[str]:
+            row = fields(text, len(names))
+            if not all(row[place] for place in places):
+                raise BadRow("missing field")
+            return [row[place] for place in places]
+
+        for number, line in enumerate(lines, start=2):
+            if line.isspace():
+                continue
             read += 1
-            reason = _refusal(row)
-            if reason:
-                bad[reason] += 1
-                quarantine.add(name, line, reason, ",".join(row))
-            elif row[0] in wanted and row[0] not in rows:
+            try:
+                row = parsed(_content(line), movie)
+            except BadRow as error:
+                bad[str(error)] += 1
+                _put_aside(quarantine, name, number, str(error), line)
+                continue
+            if row[0] in wanted and row[0] not in rows:
                 rows[row[0]] = _movie(*row)
+        if not read:
+            raise UserError(f"{name}: no rows; expected one item a row")
     frame = (
         pl.DataFrame(
             list(rows.values()),
@@ -160,7 +174,7 @@ def load_ml25m(path: Path, wanted: set[str], quarantine: Quarantine) -> Metadata
         )
         .select(*SCHEMA)
     )
-    return Metadata(frame, read, dict(bad))
+    return Metadata(frame, read, read, dict(bad))
 
 
 LOADERS: dict[str, Callable[[Path, set[str], Quarantine], Metadata]] = {
@@ -213,20 +227,20 @@ def _collect(
     missing = set(wanted)
     bad: Counter[str] = Counter()
     frames, rows = [pl.DataFrame(schema=SCHEMA)], []
-    read = 0
+    read = looked_into = 0
     for number, line in enumerate(byte_lines(path), start=1):
         if line.isspace():
             continue
         read += 1
         if not may_be(line, missing):
             continue
+        looked_into += 1
         try:
-            row = _literal(line)
+            row = parsed(line, _literal)
             found = key(row)
-        except BadLine as error:
+        except BadRow as error:
             bad[str(error)] += 1
-            text = line[:1000].decode("utf-8", "surrogateescape")
-            quarantine.add(str(path), number, str(error), text)
+            _put_aside(quarantine, str(path), number, str(error), line)
             continue
         if found in missing:
             missing.remove(found)
@@ -237,30 +251,34 @@ def _collect(
     if not read:
         raise UserError(f"{path}: empty; expected one item a line")
     frames.append(pl.DataFrame(rows, schema=SCHEMA, orient="row"))
-    return Metadata(pl.concat(frames), read, dict(bad))
+    return Metadata(pl.concat(frames), read, looked_into, dict(bad))
 
 
-def _literal(line: bytes) -> dict[str, Any]:
+def _put_aside(quarantine: Quarantine, file: str, number: int, reason: str, line: bytes) -> None:
+    quarantine.add(file, number, reason, line[:1000].decode("utf-8", "surrogateescape"))
+
+
+def _content(line: bytes) -> bytes:
+    return line.removesuffix(b"\n")
+
+
+def _literal(text: str) -> dict[str, Any]:
     """A line as JSON or as a Python literal.
 
     Raises:
-        BadLine: the line is neither.
+        BadRow: the line is neither.
     """
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError:
-        raise BadLine("not UTF-8") from None
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):
         if len(text) > LITERAL_LENGTH:
-            raise BadLine("unreadable") from None
+            raise BadRow("unreadable") from None
         try:
             row = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            raise BadLine("unreadable") from None
+            raise BadRow("unreadable") from None
     if not isinstance(row, dict):
-        raise BadLine("unreadable")
+        raise BadRow("unreadable")
     return row
 
 
@@ -273,42 +291,6 @@ def _movies(path: Path) -> Iterator[tuple[Path, str]]:
     # 3 MB: any temporary folder will do.
     with extracted(path, "movies.csv", Path(tempfile.gettempdir())) as file:
         yield file, f"{path}/movies.csv"
-
-
-def _csv_rows(
-    path: Path, columns: tuple[str, ...], name: str
-) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Line number and the named columns of each row; a missing field is empty.
-
-    Bytes that are no UTF-8 become surrogate escapes.
-    """
-    rows = csv.reader(line.decode("utf-8", "surrogateescape") for line in byte_lines(path))
-    try:
-        header = [column.strip().removeprefix("\ufeff") for column in next(rows, [])]
-        if not set(columns) <= set(header):
-            raise UserError(
-                f"{name}: header is {','.join(header)[:80]!r}; expected the columns "
-                f"{', '.join(columns)} (a file without a header needs one)"
-            )
-        places = [header.index(column) for column in columns]
-        for row in rows:
-            if row:
-                yield rows.line_num, tuple(row[p] if p < len(row) else "" for p in places)
-    except csv.Error as error:
-        raise UserError(
-            f"{name}, line {rows.line_num}: not csv ({first_line(error)}); fetch it again"
-        ) from None
-
-
-def _refusal(row: tuple[str, ...]) -> str:
-    """Why a row of strings cannot be used; empty if it can."""
-    if not all(row):
-        return "missing field"
-    try:
-        "".join(row).encode()
-    except UnicodeEncodeError:
-        return "not UTF-8"
-    return ""
 
 
 def _movie(movie: str, raw: str, genres: str) -> tuple[str, str | None, str, str, list[str]]:

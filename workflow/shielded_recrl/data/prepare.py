@@ -66,6 +66,8 @@ def main(
     with Quarantine(out / "quarantine.jsonl") as quarantine:
         raw = raw_files.LOADERS[dataset](interactions, quarantine, out)
         dropped = dict(sorted(quarantine.counts[raw.file].items()))
+        if not raw.read:
+            raise UserError(f"{raw.file}: no rows; expected {raw.expected}")
         _refuse_bad(raw.file, raw.read, dropped, quarantine, settings.max_bad_share, raw.expected)
         columns = raw.columns
         read = {
@@ -108,9 +110,12 @@ def main(
             pl.lit(None, dtype=pl.String).alias("group"),
         ),
     )
-    inputs = {interactions.name: raw.sha256}
-    if metadata not in (None, interactions):
-        inputs[metadata.name] = sha256(metadata)
+    digests = {interactions: raw.sha256}
+    if metadata is not None and metadata != interactions:
+        digests[metadata] = sha256(metadata)
+    # By name, so that a result does not depend on where the files lie; by path if names are equal.
+    alone = len({path.name for path in digests}) == len(digests)
+    inputs = {path.name if alone else str(path): digest for path, digest in digests.items()}
     stats = {
         "dataset": dataset,
         "synthetic": synthetic,
@@ -244,12 +249,12 @@ def _catalogue(
         quarantine: takes its bad rows.
         max_bad_share: largest share of bad rows.
     """
-    found = metadata_files.Metadata(pl.DataFrame(schema=metadata_files.SCHEMA), 0, {})
+    found = metadata_files.Metadata(pl.DataFrame(schema=metadata_files.SCHEMA), 0, 0, {})
     if path is not None:
         found = metadata_files.LOADERS[dataset](path, set(items), quarantine)
         file = f"{path}/movies.csv" if path.suffix == ".zip" else str(path)
         expected = "one item a row, as published"
-        _refuse_bad(file, found.read, found.bad, quarantine, max_bad_share, expected)
+        _refuse_bad(file, found.parsed, found.bad, quarantine, max_bad_share, expected)
     catalogue = (
         pl.DataFrame(
             {
@@ -295,9 +300,8 @@ def _refuse_bad(
     max_bad_share: float,
     expected: str,
 ) -> None:
+    """Refuse a file of which more than `max_bad_share` of the `read` rows are bad."""
     total = sum(bad.values())
-    if not read:
-        raise UserError(f"{file}: no rows; expected {expected}")
     if total > max_bad_share * read:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(bad.items()))
         raise UserError(

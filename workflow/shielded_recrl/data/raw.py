@@ -16,11 +16,14 @@ in the published zip), Steam-200K (csv without header).
 
 from __future__ import annotations
 
+import codecs
 import csv
+import ctypes
 import gzip
 import hashlib
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -241,7 +244,8 @@ class _Hashed:
 def blocks(path: Path, digest: hashlib._Hash, size: int = BLOCK) -> Iterator[bytes]:
     """Whole lines of a gzip (`.gz`) or plain file, about `size` bytes at a time.
 
-    `digest` takes in the file as it lies on disk. The last line gets its line end if it has none.
+    `digest` takes in the file as it lies on disk. A byte order mark before the first line is left
+    out, and the last line gets its line end if it has none.
 
     Raises:
         UserError: no gzip file where the name says so, a truncated one, or a line longer than
@@ -255,15 +259,15 @@ def blocks(path: Path, digest: hashlib._Hash, size: int = BLOCK) -> Iterator[byt
     ):
         hashed = _Hashed(file, digest)
         packed = gzip.GzipFile(fileobj=hashed) if path.suffix == ".gz" else nullcontext(hashed)
-        rest = b""
+        rest, mark = b"", codecs.BOM_UTF8
         try:
             with packed as stream:
                 while piece := stream.read(size):
                     bar.update(file.tell() - bar.n)
                     cut = piece.rfind(b"\n") + 1
                     if cut:
-                        yield rest + piece[:cut]
-                        rest = piece[cut:]
+                        yield (rest + piece[:cut]).removeprefix(mark)
+                        rest, mark = piece[cut:], b""
                     else:
                         rest += piece
                     if len(rest) > MAX_LINE:
@@ -276,7 +280,7 @@ def blocks(path: Path, digest: hashlib._Hash, size: int = BLOCK) -> Iterator[byt
                 f"{path}: damaged gzip file ({first_line(error)}); fetch it again"
             ) from None
         if rest:
-            yield rest + b"\n"
+            yield rest.removeprefix(mark) + b"\n"
 
 
 def ahead(values: Iterator[T]) -> Iterator[T]:
@@ -348,7 +352,7 @@ def _line_by_line(
             continue
         read += 1
         try:
-            rows.append(_parsed(line, kind.line))
+            rows.append(parsed(line, kind.line))
         except BadRow as error:
             text = line[: 4 * LENGTH].decode("utf-8", "replace")
             quarantine.add(file, number + position, str(error), text)
@@ -372,7 +376,12 @@ def _plausible(table: pl.DataFrame) -> bool:
     )
 
 
-def _parsed(line: bytes, parse: Callable[[str], Row]) -> Row:
+def parsed(line: bytes, parse: Callable[[str], T]) -> T:
+    """What `parse` makes of the text of a line.
+
+    Raises:
+        BadRow: the line is no UTF-8, or `parse` refuses it.
+    """
     try:
         text = line.decode()
     except UnicodeDecodeError:
@@ -381,11 +390,10 @@ def _parsed(line: bytes, parse: Callable[[str], Row]) -> Row:
 
 
 def _numbers(stars: Any, time: Any) -> tuple[float, int]:
-    """A rating and a time, if they are ones."""
-    try:
-        stars, time = float(stars), int(time)
-    except (TypeError, ValueError, OverflowError):
-        raise BadRow("unreadable number") from None
+    """A rating, as float32 holds it, and a time, if they are ones."""
+    if isinstance(time, float) and not time.is_integer():
+        raise BadRow("unreadable number")
+    stars, time = _float32(stars, "unreadable number"), _number(time, int, "unreadable number")
     if time > MAX_TIME:
         raise BadRow("unreadable number")
     if not 0 < stars <= STARS:
@@ -395,16 +403,65 @@ def _numbers(stars: Any, time: Any) -> tuple[float, int]:
     return stars, time
 
 
-def _fields(line: str, width: int) -> list[str]:
-    """The fields of a csv line."""
+def _float32(value: Any, reason: str) -> float:
+    """A number as float32 holds it: 5.0000000001 is 5, 1e-60 is 0, and 1e39 is infinite."""
+    return ctypes.c_float(_number(value, float, reason)).value
+
+
+def _number(value: Any, kind: Callable[[Any], T], reason: str) -> T:
+    """A number of a text, or of JSON."""
+    # Python also reads 1_0, the digits of other scripts, and True.
+    odd = isinstance(value, str) and ("_" in value or not value.isascii())
+    if odd or isinstance(value, bool):
+        raise BadRow(reason)
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise BadRow(reason) from None
+
+
+def header(line: bytes, columns: tuple[str, ...], file: str) -> list[str]:
+    """The names in the first line of a csv.
+
+    Args:
+        line: the line, without its line end.
+        columns: names that have to be among them.
+        file: what to call the file.
+
+    Raises:
+        UserError: one of `columns` is missing.
+    """
+    text = line.decode("utf-8", "replace").removesuffix("\r")
+    try:
+        names = [name.strip() for name in next(csv.reader([text]), [])]
+    except csv.Error:
+        names = []
+    if missing := [column for column in columns if column not in names]:
+        raise UserError(
+            f"{file}: header is {text[:80]!r}, without {', '.join(missing)}; expected the columns "
+            f"{', '.join(columns)} (a file without a header needs one)"
+        )
+    return names
+
+
+def fields(line: str, width: int) -> list[str]:
+    """The fields of one csv line.
+
+    Args:
+        line: the line, without its line feed.
+        width: how many there have to be.
+
+    Raises:
+        BadRow: there are more or fewer, or quotes are left open.
+    """
     line = line.removesuffix("\r")
     try:
-        fields = next(csv.reader([line], strict=True)) if '"' in line else line.split(",")
+        found = next(csv.reader([line], strict=True)) if '"' in line else line.split(",")
     except csv.Error:
         raise BadRow("unreadable quotes") from None
-    if len(fields) != width:
-        raise BadRow("missing field" if len(fields) < width else "too many fields")
-    return fields
+    if len(found) != width:
+        raise BadRow("missing field" if len(found) < width else "too many fields")
+    return found
 
 
 def _ratings(
@@ -419,14 +476,8 @@ def _ratings(
     """A csv with header that has the named columns: user, item, rating, time."""
     running = hashlib.sha256()
     pieces = ahead(blocks(path, running))
-    header, _, rest = next(pieces, b"").partition(b"\n")
-    text = header.decode("utf-8-sig", "replace").removesuffix("\r")
-    names = next(csv.reader([text]), [])
-    if missing := [column for column in columns if column not in names]:
-        raise UserError(
-            f"{file}: header is {text[:80]!r}, without {', '.join(missing)}; expected the columns "
-            f"{', '.join(columns)} (a file without a header needs one)"
-        )
+    first, _, rest = next(pieces, b"").partition(b"\n")
+    names = header(first, columns, file)
     places = [names.index(column) for column in columns]
     kind = _csv_format(places, len(names), numeric)
     found, read = _collect(chain([rest], pieces), path.stat().st_size, kind, file, 2, quarantine)
@@ -450,28 +501,31 @@ def _csv_format(places: list[int], width: int, numeric: bool) -> Format:
     order = [str(place) for place in places]
 
     def block(lines: bytes) -> pl.DataFrame:
-        if b'"' in lines:
-            raise pl.exceptions.ComputeError("quotes are read line by line")
+        # Polars drops a mark at the start, and a carriage return at the end of a field.
+        if b'"' in lines or lines.startswith(codecs.BOM_UTF8) or _lone_returns(lines):
+            raise pl.exceptions.ComputeError("these are read line by line")
         table = pl.read_csv(lines, has_header=False, schema=schema, quote_char=None)
         return table.select(pl.col(order).name.map(lambda name: COLUMNS[order.index(name)]))
 
     def line(text: str) -> Row:
-        fields = _fields(text, width)
-        user, item, stars, time = (fields[place] for place in places)
+        row = fields(text, width)
+        user, item, stars, time = (row[place] for place in places)
         if not (user and item and stars and time):
             raise BadRow("missing field")
         if numeric:
-            user, item = _number(user), _number(item)
+            user, item = _numeric_id(user), _numeric_id(item)
         return user, item, *_numbers(stars, time)
 
     return Format(users, items, block, line)
 
 
-def _number(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise BadRow("id is no number") from None
+def _lone_returns(lines: bytes) -> bool:
+    """Whether there is a carriage return that ends no line."""
+    return b"\r" in lines and lines.count(b"\r") != lines.count(b"\r\n")
+
+
+def _numeric_id(text: str) -> int:
+    value = _number(text, int, "id is no number")
     if not 0 <= value <= MAX_ID:
         raise BadRow("id out of range")
     return value
@@ -480,15 +534,24 @@ def _number(text: str) -> int:
 def _review_block(lines: bytes) -> pl.DataFrame:
     types = (pl.String, pl.String, pl.Float32, pl.Int64)
     table = pl.read_ndjson(lines, schema=dict(zip(REVIEW, types, strict=True)))
-    # A list or an object comes as its source text.
-    if any(table[name].str.contains(r"^[\[{]").any() for name in REVIEW[:2]):
-        raise pl.exceptions.ComputeError("such ids are read line by line")
+    for name in REVIEW[:2]:
+        ids = table[name]
+        # A list or an object comes as its source text, half a character as NUL, and 1e3 as 1000.
+        odd = ids.str.contains("^[\\[{]|\0").any()
+        digits = not odd and ids.str.contains("^-?[0-9]").any()
+        if odd or (digits and re.search(rf'"{name}"\s*:\s*-?\d+[.eE]'.encode(), lines)):
+            raise pl.exceptions.ComputeError("such ids are read line by line")
     return table.rename(dict(zip(REVIEW, COLUMNS, strict=True)))
+
+
+def _first(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object in which the first of equal keys counts, as it does for polars."""
+    return dict(reversed(pairs))
 
 
 def _review_line(line: str) -> Row:
     try:
-        review = json.loads(line)
+        review = json.loads(line, object_pairs_hook=_first)
     except (ValueError, RecursionError):
         raise BadRow("not JSON") from None
     if not isinstance(review, dict):
@@ -502,7 +565,13 @@ def _review_line(line: str) -> Row:
 def _text(value: Any) -> str:
     if not isinstance(value, str | int):
         raise BadRow("id is no text")
-    return value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # JSON may spell half a character.
+        raise BadRow("id is no text") from None
+    return text
 
 
 def _play_block(lines: bytes) -> pl.DataFrame:
@@ -511,15 +580,12 @@ def _play_block(lines: bytes) -> pl.DataFrame:
 
 
 def _play_line(line: str) -> Row:
-    user, item, behaviour, hours, _ = _fields(line, 5)
+    user, item, behaviour, hours, _ = fields(line, 5)
     if not (user and item and behaviour and hours):
         raise BadRow("missing field")
     if behaviour not in ("purchase", "play"):
         raise BadRow("neither purchase nor play")
-    try:
-        played = float(hours)
-    except ValueError:
-        raise BadRow("unreadable hours") from None
+    played = _float32(hours, "unreadable hours")
     if not 0 <= played < math.inf:
         raise BadRow("unreadable hours")
     return user, item, played if behaviour == "play" else 0.0, 0
