@@ -16,6 +16,7 @@ item, positives (weight >= min_weight), k-core, ids, order, split.
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -97,9 +98,12 @@ def main(
         catalogue, about = _catalogue(
             dataset, items, popularity, metadata, quarantine, settings.max_bad_share
         )
-    _write(out, "interactions", frame)
-    for number, name in enumerate(splits.PARTS):
-        _write(out, name, frame.filter(pl.Series(part == number)))
+    with ThreadPoolExecutor(2) as pool:
+        writes = [pool.submit(_write, out, "interactions", frame)]
+        for number, name in enumerate(splits.PARTS):
+            writes.append(pool.submit(_write, out, name, frame, part == number))
+    for write in writes:
+        write.result()
     _write(out, "items", catalogue)
     _write(
         out,
@@ -168,10 +172,15 @@ def _drop(columns: dict[str, np.ndarray], settings: PrepareSettings) -> dict[str
 
 
 def _rearrange(columns: dict[str, np.ndarray], rows: np.ndarray) -> None:
-    """Take rows by mask or place; a column after the other, so that only one is there twice."""
-    for name, column in columns.items():
+    """Take rows by mask or place; two columns at a time, so that only two are there twice."""
+
+    def take(name: str) -> None:
         # Several times as fast as column[mask].
-        columns[name] = column.compress(rows) if rows.dtype == bool else column[rows]
+        column = columns[name]
+        columns[name] = column.compress(rows) if rows.dtype == bool else column.take(rows)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(take, list(columns)))
 
 
 def _numbered(codes: np.ndarray, ids: raw_files.Ids) -> tuple[np.ndarray, pl.Series]:
@@ -225,7 +234,9 @@ def _ordered(
     return frame, part
 
 
-def _write(out: Path, name: str, table: pl.DataFrame) -> None:
+def _write(out: Path, name: str, table: pl.DataFrame, rows: np.ndarray | None = None) -> None:
+    if rows is not None:
+        table = table.filter(pl.Series(rows))
     with atomic(out / f"{name}.parquet") as partial:
         # Statistics serve to skip row groups, and every reader here wants all rows.
         table.write_parquet(partial, compression="snappy", statistics=False)

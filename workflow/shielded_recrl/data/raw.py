@@ -46,7 +46,7 @@ COLUMNS = ("user", "item", "weight", "time")
 REVIEW = ("reviewerID", "asin", "overall", "unixReviewTime")
 RATING_2023 = ("user_id", "parent_asin", "rating", "timestamp")
 RATING_ML = ("userId", "movieId", "rating", "timestamp")
-BLOCK = 4 << 20
+BLOCK = 8 << 20
 STARS = 5.0
 # Ids up to this many times the rows are codes as they are: a table of them stays small.
 SPREAD = 4
@@ -313,10 +313,8 @@ def _collect(
     """
     columns = Columns()
     read = 0
-    for piece in pieces:
-        lines = int(np.count_nonzero(np.frombuffer(piece, np.uint8) == ord("\n")))
-        table = _strictly(piece, kind)
-        if table is None or len(table) < lines:
+    for piece, lines, table in ahead(_strictly(piece, kind) for piece in pieces):
+        if table is None:
             table, rows = _line_by_line(piece, kind, file, number, quarantine)
             read += rows
         else:
@@ -332,13 +330,14 @@ def _collect(
     return found, read
 
 
-def _strictly(piece: bytes, kind: Format) -> pl.DataFrame | None:
-    """The rows of a block without a bad row; None if there is one."""
+def _strictly(piece: bytes, kind: Format) -> tuple[bytes, int, pl.DataFrame | None]:
+    """A block, the number of its lines, and its rows; None if a line is bad or blank."""
+    lines = int(np.count_nonzero(np.frombuffer(piece, np.uint8) == ord("\n")))
     try:
         table = kind.block(piece)
     except pl.exceptions.PolarsError:
-        return None
-    return table if _plausible(table) else None
+        return piece, lines, None
+    return piece, lines, table if len(table) == lines and _plausible(table) else None
 
 
 def _line_by_line(
