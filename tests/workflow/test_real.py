@@ -3,6 +3,7 @@
 import csv
 import json
 
+import polars as pl
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -55,8 +56,13 @@ def test_real_titles_reach_the_texts(real):
     lines = real.read("results/rl/ml25m/shielded/seed-42/explanations.jsonl").splitlines()
     rows = [json.loads(line) for line in lines]
     assert "have no title" not in real.read("results/logs/data/ml25m/prepare.log")
-    assert {"Pulp Fiction", "The Shawshank Redemption"} & {row["title"] for row in rows}
-    assert any("Crime" in row["categories"] for row in rows)
+    items = pl.read_parquet(real.folder / "results/data/ml25m/items.parquet")
+    assert {"Pulp Fiction", "The Shawshank Redemption"} < set(items["title"])
+    categories = dict(items.select("title", "categories").iter_rows())
+    assert "Crime" in categories["Pulp Fiction"]
+    for row in rows:
+        assert not row["title"].startswith("Movie ")
+        assert row["categories"] == categories[row["title"]]
 
 
 def test_base_of_the_user_is_used_in_place(real):
