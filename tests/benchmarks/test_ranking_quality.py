@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 from shielded_recrl.files import read_json
 from shielded_recrl.ranker.settings import RankerSettings
@@ -38,7 +39,7 @@ def test_runs_are_added_to_the_results(benchmark, tmp_path):
     path.write_bytes(gzip.compress("".join(rows).encode()))
     settings = RankerSettings(dim=16, dropout=0, max_epochs=12, learning_rate=0.02)
     for name in ("first", "second"):
-        benchmark.main(path, name=name, threads=1, settings=settings)
+        benchmark.main(path, name=name, threads=torch.get_num_threads(), settings=settings)
     results = read_json(tmp_path / "results.json")
     assert set(results) == {"baselines", "first", "second"}
     assert results["first"]["test"]["ndcg@10"]["mean"] > 0.9
