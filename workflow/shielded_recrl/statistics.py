@@ -42,11 +42,7 @@ def bootstrap(
     Raises:
         ValueError: there is no unit, or a number is not finite.
     """
-    columns = np.asarray(columns, dtype=np.float64)
-    if columns.ndim != 2 or not len(columns):
-        raise ValueError(f"expected columns [units, C] with at least one unit, got {columns.shape}")
-    if not np.isfinite(columns).all():
-        raise ValueError("the numbers to bootstrap must be finite")
+    columns = _checked(columns)
     if clusters is not None:
         labels, member_of = np.unique(np.asarray(clusters), return_inverse=True)
         if member_of.shape != (len(columns),):
@@ -55,11 +51,9 @@ def bootstrap(
         np.add.at(sums, member_of, columns)
         columns = sums
     rng = np.random.default_rng(seed)
-    # A bounded block of draws at a time: 2,000 resamples of 160,000 users would take 2.6 GB.
-    rows = max(1, 2**21 // len(columns))
     values = [
         statistic(columns[rng.integers(len(columns), size=(size, len(columns)))].sum(axis=1))
-        for size in np.diff([*range(0, resamples, rows), resamples])
+        for size in _block_sizes(resamples, len(columns))
     ]
     low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
     return Interval(float(statistic(columns.sum(axis=0))), float(low), float(high))
@@ -90,16 +84,11 @@ def bootstrap_means(columns: np.ndarray, resamples: int = 2000, seed: int = 0) -
     Raises:
         ValueError: there is no unit, or a number is not finite.
     """
-    columns = np.asarray(columns, dtype=np.float64)
-    if columns.ndim != 2 or not len(columns):
-        raise ValueError(f"expected columns [units, C] with at least one unit, got {columns.shape}")
-    if not np.isfinite(columns).all():
-        raise ValueError("the numbers to bootstrap must be finite")
+    columns = _checked(columns)
     units = len(columns)
     rng = np.random.default_rng(seed)
-    rows = max(1, 2**21 // units)
     means = []
-    for size in np.diff([*range(0, resamples, rows), resamples]):
+    for size in _block_sizes(resamples, units):
         drawn = rng.integers(units, size=(size, units)) + units * np.arange(size)[:, None]
         times = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units)
         means.append(times @ columns / units)
@@ -107,3 +96,19 @@ def bootstrap_means(columns: np.ndarray, resamples: int = 2000, seed: int = 0) -
     return [
         Interval(*map(float, values)) for values in zip(columns.mean(0), low, high, strict=True)
     ]
+
+
+def _checked(columns: np.ndarray) -> np.ndarray:
+    """Columns [U, C] as float64, with a unit at least and nothing but finite numbers."""
+    columns = np.asarray(columns, dtype=np.float64)
+    if columns.ndim != 2 or not len(columns):
+        raise ValueError(f"expected columns [units, C] with at least one unit, got {columns.shape}")
+    if not np.isfinite(columns).all():
+        raise ValueError("the numbers to bootstrap must be finite")
+    return columns
+
+
+def _block_sizes(resamples: int, units: int) -> np.ndarray:
+    """Resamples to hold at once: 2,000 of 160,000 users would take 2.6 GB."""
+    rows = max(1, 2**21 // units)
+    return np.diff([*range(0, resamples, rows), resamples])
