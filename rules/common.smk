@@ -39,4 +39,11 @@ SPLITS = [
     f"results/data/{{dataset}}/{name}.parquet"
     for name in ("train", "valid", "test", "items", "users")
 ]
+
+
+def given(inputs, *names):
+    """Those of the named inputs that a job has, as flags."""
+    return " ".join(f"--{name} {inputs[name]}" for name in names if name in inputs.keys())
+
+
 ROLE_FLAGS = flags(section(CONFIG.ranking, RoleSettings))

@@ -60,12 +60,15 @@ rule fetch:
 rule init_lora:
     input:
         base=lambda w: STUDY.base_inputs(w.dataset, w.base),
+        templates=PROMPT_FILES,
     output:
-        directory("results/explainer/{dataset}/{base}/lora-r{rank}-a{alpha}"),
+        directory("results/explainer/{dataset}/{base}/{lora}"),
+    wildcard_constraints:
+        lora="lora-[^/]+",
     log:
-        "results/logs/explainer/{dataset}/{base}/lora-r{rank}-a{alpha}.log",
+        "results/logs/explainer/{dataset}/{base}/{lora}.log",
     benchmark:
-        "results/benchmarks/explainer/{dataset}/{base}/lora-r{rank}-a{alpha}.tsv"
+        "results/benchmarks/explainer/{dataset}/{base}/{lora}.tsv"
     conda:
         "../envs/explainer.yaml"
     threads: LM_THREADS
@@ -74,11 +77,13 @@ rule init_lora:
     params:
         base=lambda w: STUDY.base_path(w.dataset, w.base),
         precision=lambda w: f"--precision {STUDY.bases[w.base].precision}",
+        lora=lambda w: STUDY.lora_flags[w.lora],
         seed=CONFIG.seed,
+        templates=lambda w, input: os.path.dirname(input.templates[0]),
         code=code_digest("shielded_recrl.explainer.init"),
     message:
-        "Initialise LoRA rank {wildcards.rank} for {wildcards.dataset}, base {wildcards.base}"
+        "Initialise {wildcards.lora} for {wildcards.dataset}, base {wildcards.base}"
     shell:
         "python -m shielded_recrl.explainer init --base {params.base} --out {output} "
-        "{params.precision} --lora-rank {wildcards.rank} --lora-alpha {wildcards.alpha} "
+        "--templates {params.templates} {params.precision} {params.lora} "
         "--seed {params.seed} 2>&1 | tee {log}"

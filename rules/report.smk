@@ -1,9 +1,10 @@
-# REQUIRED INPUTS: every run of the study with its evaluation and audit
-# OUTPUTS: results/aggregate_results.csv, results/report/figures, results/report/tables
+# REQUIRED INPUTS: every run of the study with its evaluation, certificate and audit
+# OUTPUTS: results/aggregate_results.csv, results/report/figures, results/report/{tables,explanations.md,certificates.md}
 
-FIGURES = ["ctr_over_steps", "ndcg_over_steps", "ablation"]
+FIGURES = ["ctr_over_steps", "ndcg_over_steps", "ablation", "frontier"]
 RUN_FILES = [
     "evaluation.json",
+    "certificate.json",
     "explanations.jsonl",
     "rankings.parquet",
     "summary.json",
@@ -32,6 +33,11 @@ rule aggregate:
         ],
         print=[f"results/report/figures/{name}.pdf" for name in FIGURES],
         texts="results/report/explanations.md",
+        certificates=report(
+            "results/report/certificates.md",
+            caption="../workflow/report/certificates.rst",
+            category="Certificates",
+        ),
         tables=expand("results/report/tables/{name}.tex", name=["results", "drift"]),
     log:
         "results/logs/report/aggregate.log",
@@ -51,4 +57,5 @@ rule aggregate:
     shell:
         "python -m shielded_recrl.report aggregate --runs {params.runs} --audits {input.audits} "
         "--stats {input.stats} --out {output.table} --figures results/report/figures "
-        "--tables results/report/tables --texts {output.texts} {params.settings} 2>&1 | tee {log}"
+        "--tables results/report/tables --texts {output.texts} "
+        "--certificates {output.certificates} {params.settings} 2>&1 | tee {log}"

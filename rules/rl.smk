@@ -27,7 +27,7 @@ rule train_policy:
         gpu=LM_GPU,
     params:
         base=lambda w: STUDY.run_paths(w.dataset, w.variant)["base"],
-        bases=lambda w, input: f"--bases {input.bases}" if "bases" in input.keys() else "",
+        shield=lambda w, input: given(input, "bases", "readout"),
         lengths=lambda w: STUDY.run_flags(w.variant),
         roles=ROLE_FLAGS,
         settings=lambda w: flags(STUDY.variants[w.variant].rl),
@@ -38,7 +38,7 @@ rule train_policy:
         "Train {wildcards.variant} on {wildcards.dataset}, seed {wildcards.seed}"
     shell:
         "python -m shielded_recrl.rl train --data results/data/{wildcards.dataset} "
-        "--ranker {input.ranker} --base {params.base} --adapter {input.adapter} {params.bases} "
+        "--ranker {input.ranker} --base {params.base} --adapter {input.adapter} {params.shield} "
         "--templates {params.templates} --out results/rl/{wildcards.dataset}/{wildcards.variant}/"
         "seed-{wildcards.seed} --scratch results/scratch/rl/{wildcards.dataset}/"
         "{wildcards.variant}/seed-{wildcards.seed} --dataset {wildcards.dataset} "
@@ -57,6 +57,7 @@ rule evaluate_policy:
         curve=f"{RUN}/train.jsonl",
     output:
         evaluation=f"{RUN}/evaluation.json",
+        certificate=f"{RUN}/certificate.json",
         explanations=f"{RUN}/explanations.jsonl",
         rankings=f"{RUN}/rankings.parquet",
     log:
@@ -71,9 +72,11 @@ rule evaluate_policy:
         gpu=LM_GPU,
     params:
         base=lambda w: STUDY.run_paths(w.dataset, w.variant)["base"],
+        shield=lambda w, input: given(input, "bases", "readout"),
         lengths=lambda w: STUDY.run_flags(w.variant),
         roles=ROLE_FLAGS,
         sampling=flags(CONFIG.sampling),
+        reward=lambda w: flags(STUDY.variants[w.variant].rl.reward, prefix="reward."),
         settings=flags(CONFIG.evaluation),
         roles_seed=CONFIG.seed,
         templates=lambda w, input: os.path.dirname(input.templates[0]),
@@ -82,8 +85,8 @@ rule evaluate_policy:
         "Evaluate {wildcards.variant} on {wildcards.dataset}, seed {wildcards.seed}"
     shell:
         "python -m shielded_recrl.rl evaluate --data results/data/{wildcards.dataset} "
-        "--ranker {input.ranker} --base {params.base} --readout {input.readout} "
+        "--ranker {input.ranker} --base {params.base} {params.shield} "
         "--templates {params.templates} --run results/rl/{wildcards.dataset}/{wildcards.variant}/"
         "seed-{wildcards.seed} --dataset {wildcards.dataset} --variant {wildcards.variant} "
         "--seed {wildcards.seed} --roles-seed {params.roles_seed} {params.lengths} "
-        "{params.roles} {params.sampling} {params.settings} 2>&1 | tee {log}"
+        "{params.roles} {params.sampling} {params.reward} {params.settings} 2>&1 | tee {log}"

@@ -41,14 +41,17 @@ rule fit_readout:
 rule collect_bases:
     input:
         SPLITS,
+        unpack(lambda w: STUDY.bases_inputs(w.dataset, w.base, w.tokens, w.bases)),
         templates=PROMPT_FILES,
         base=lambda w: STUDY.base_inputs(w.dataset, w.base),
     output:
-        "results/shield/{dataset}/{base}/prompt-{tokens}/bases-{energy}.safetensors",
+        "results/shield/{dataset}/{base}/prompt-{tokens}/{bases}.safetensors",
+    wildcard_constraints:
+        bases="bases-[^/]+",
     log:
-        "results/logs/shield/{dataset}/{base}/prompt-{tokens}/bases-{energy}.log",
+        "results/logs/shield/{dataset}/{base}/prompt-{tokens}/{bases}.log",
     benchmark:
-        "results/benchmarks/shield/{dataset}/{base}/prompt-{tokens}/bases-{energy}.tsv"
+        "results/benchmarks/shield/{dataset}/{base}/prompt-{tokens}/{bases}.tsv"
     conda:
         "../envs/shield.yaml"
     threads: LM_THREADS
@@ -60,13 +63,15 @@ rule collect_bases:
         precision=lambda w: f"--precision {STUDY.bases[w.base].precision}",
         prompt=lambda w: STUDY.prompt_flags(w.tokens),
         roles=ROLE_FLAGS,
+        ranking=lambda w, input: given(input, "readout", "ranker"),
+        settings=lambda w: flags(STUDY.basis_settings[w.bases]),
         seed=CONFIG.seed,
         templates=lambda w, input: os.path.dirname(input.templates[0]),
         code=code_digest("shielded_recrl.shield.bases"),
     message:
-        "Collect the bases of {wildcards.dataset}, base {wildcards.base}, prompt {wildcards.tokens}"
+        "Collect {wildcards.bases} of {wildcards.dataset}, base {wildcards.base}, prompt {wildcards.tokens}"
     shell:
         "python -m shielded_recrl.shield bases --data results/data/{wildcards.dataset} "
         "--base {params.base} --templates {params.templates} --out {output} {params.precision} "
-        "{params.prompt} {params.roles} --energy {wildcards.energy} --seed {params.seed} "
+        "{params.prompt} {params.roles} {params.ranking} {params.settings} --seed {params.seed} "
         "2>&1 | tee {log}"

@@ -1,5 +1,7 @@
 """`explainer init` writes a plain PEFT adapter that changes nothing yet."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import PeftModel
@@ -9,11 +11,12 @@ from shielded_recrl.explainer import init
 from shielded_recrl.explainer.base import load_base
 from shielded_recrl.files import read_json, sha256
 
+TEMPLATES = Path(__file__).resolve().parents[2] / "resources" / "prompts"
 CPU = torch.device("cpu")
 
 
 def test_a_new_adapter_loads_and_changes_nothing(base, tmp_path):
-    init.main(base=base, out=tmp_path / "adapter", lora_rank=4, lora_alpha=8)
+    init.main(base=base, templates=TEMPLATES, out=tmp_path / "adapter", lora_rank=4, lora_alpha=8)
     ids = torch.arange(10)[None]
     before = load_base(base, "fp32", CPU)(ids).logits
     model = PeftModel.from_pretrained(load_base(base, "fp32", CPU), tmp_path / "adapter")
@@ -34,7 +37,9 @@ def test_a_new_adapter_loads_and_changes_nothing(base, tmp_path):
 
 def test_equal_seeds_give_equal_bytes(base, tmp_path):
     for name, seed in (("one", 1), ("two", 1), ("other", 2)):
-        init.main(base=base, out=tmp_path / name / "adapter", seed=seed, lora_rank=4)
+        init.main(
+            base=base, templates=TEMPLATES, out=tmp_path / name / "adapter", seed=seed, lora_rank=4
+        )
     one, two, other = (sha256(tmp_path / name) for name in ("one", "two", "other"))
     assert one == two
     assert one != other
@@ -46,5 +51,21 @@ def test_equal_seeds_give_equal_bytes(base, tmp_path):
 
 def test_nothing_is_written_without_a_base(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
-        init.main(base=tmp_path, out=tmp_path / "adapter")
+        init.main(base=tmp_path, templates=TEMPLATES, out=tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_the_last_block_alone_can_be_adapted(base, tmp_path):
+    init.main(base=base, templates=TEMPLATES, out=tmp_path / "adapter", scope="last_block")
+    model = PeftModel.from_pretrained(load_base(base, "fp32", CPU), tmp_path / "adapter")
+    blocks = model.config.num_hidden_layers
+    adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert len(adapted) == 7
+    assert all(f".layers.{blocks - 1}." in name for name in adapted)
+
+
+def test_an_activated_adapter_needs_words_before_the_title(base, tmp_path):
+    (tmp_path / "request.txt").write_text("{title} ({categories}) Why:")
+    with pytest.raises(UserError, match=r"request\.txt: an activated adapter needs"):
+        init.main(base=base, templates=tmp_path, out=tmp_path / "adapter", activated=True)
     assert not (tmp_path / "adapter").exists()

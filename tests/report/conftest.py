@@ -1,6 +1,7 @@
 """A study on disk, exactly as training, evaluation, audit and data preparation leave it."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,9 @@ STUDY = [
 ]
 LEVELS = {"books": (0.31, 0.142), "ml25m": (0.36, 0.081), "steam": (0.28, 0.203)}
 LIFT = {"shielded": 0.07, "no_proj": 0.085, "kl0": 0.075, "lora4": 0.05, "long_expl": 0.09}
+GAINS = {"shielded": 0.11, "no_proj": 0.12}
+KINDS = {"no_proj": "none", "separate": "separate", "activated": "activated", "random": "random"}
+USERS = 128
 STEPS = 24
 
 
@@ -49,9 +53,11 @@ def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, 
     rng = np.random.default_rng(list(digest.digest()))
     folder = root / "rl" / dataset / variant / f"seed-{seed}"
     click, ndcg = LEVELS[dataset]
-    lift = LIFT[variant] + rng.normal(0, 0.012)
+    lift = LIFT.get(variant, 0.08) + rng.normal(0, 0.012)
     moved = variant == "no_proj"
-    shift = rng.normal(-0.012, 0.006) if moved else rng.normal(0, 2e-4)
+    kind = KINDS.get(variant, "nullspace")
+    exact = kind in ("separate", "activated")
+    shift = rng.normal(-0.012, 0.006) if moved else 0.0 if exact else rng.normal(0, 2e-4)
     snapshots = (0, 8, 16, STEPS)
     curve = [
         {
@@ -64,9 +70,10 @@ def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, 
         }
         for step in snapshots
     ]
-    change = {"ndcg_low": shift - 4e-3, "ndcg_high": shift + 4e-3, "hr_change": 2 * shift}
     served = [{"ndcg@10": curve[i]["ndcg@10"], "hr@10": curve[i]["hr@10"]} for i in (0, -1)]
-    scale = 1.0 if moved else 1e-3
+    certificate = build_certificate(kind, 0.8 if moved else 0.0 if exact else 0.01, shift)
+    write_json(folder / "certificate.json", certificate)
+    gain = GAINS.get(variant, 0.08) + rng.normal(0, 4e-3)
     write_json(
         folder / "evaluation.json",
         {
@@ -78,18 +85,14 @@ def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, 
             "curve": curve,
             "served_before": served[0],
             "served_after": served[1],
-            "ndcg_change": _change(shift, 8e-3 if moved else 4e-4),
-            "drift": {
-                role: {
-                    "users": 128,
-                    "max_score_change": scale * factor * rng.uniform(2.0, 4.0),
-                    "mean_score_change": scale * factor * rng.uniform(0.4, 0.6),
-                    "top10_identical": 0.2 if moved else 1.0 - 0.02 * (factor - 1),
-                    "kendall_tau": 1 - scale * factor * rng.uniform(0.1, 0.2),
-                    "ndcg_change": shift,
-                    **change,
-                }
-                for role, factor in (("protected", 1.0), ("heldout", 1.4))
+            "ndcg_change": _change(shift, 8e-3 if moved else 0.0 if exact else 4e-4),
+            "drift": {role: certificate[role] for role in ("protected", "heldout")},
+            "reward": {
+                "before": 0.42,
+                "after": 0.42 + gain,
+                "gain": gain,
+                "gain_low": gain - 0.01,
+                "gain_high": gain + 0.012,
             },
             "ctr": {
                 "before": click,
@@ -127,7 +130,7 @@ def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, 
             "trainable_parameters": 131072,
             "adapter_sha256": digest.hexdigest(),
             "fingerprint": digest.hexdigest()[:16],
-            "shield": {"kind": "none" if moved else "nullspace", "energy": 0.999},
+            "shield": {"kind": kind, "leakage": 1e-7},
         },
     )
     write_jsonl(
@@ -153,6 +156,82 @@ def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, 
     audit = root / "audit" / dataset / variant / f"seed-{seed}.json"
     write_json(audit, _audit(folder, rng))
     return folder, audit
+
+
+def build_certificate(kind: str, changed: float, shift: float) -> dict:
+    """What `rl evaluate` certifies: a share of users changed, and a change of NDCG@10."""
+    certificate = _certified(kind, None, changed, shift)
+    if kind not in ("separate", "activated"):
+        certificate["merges"] = {
+            "fp32": _certified(kind, "fp32", changed, shift),
+            "bf16": _certified(kind, "bf16", changed + 0.02, shift),
+            "nf4": {
+                "merged": "nf4",
+                "verdict": None,
+                "sentence": "not measured: bitsandbytes is not installed",
+            },
+        }
+    return certificate
+
+
+def _certified(kind: str, merged: str | None, changed: float, shift: float) -> dict:
+    exact = changed == 0
+    verdict = "exact" if exact else "approximate"
+    return {
+        "kind": kind,
+        "side": "input",
+        "merged": merged,
+        "precision": merged or "fp32",
+        "hashes": {
+            "base": "ba5e",
+            "quantisation": None,
+            "adapter": "ada9",
+            "bases": None,
+            "head": "4ead",
+            "protected_prompts": "1234",
+            "heldout_prompts": "5678",
+        },
+        "shield": None,
+        "modules": {},
+        "protected": _drift(changed / 2, shift),
+        "heldout": {**_drift(changed, shift), **_statements(changed)},
+        "verdict": {"protected": verdict, "heldout": verdict},
+        "rule": "exact: the ranking never reads the adapter. Everything else is approximate.",
+        "sentence": f"Promised: nothing | measured: {changed:.1%} changed, merged {merged}.",
+    }
+
+
+def _drift(changed: float, shift: float) -> dict:
+    return {
+        "users": USERS,
+        "max_score_change": 3.0 * changed,
+        "mean_score_change": 0.5 * changed,
+        "top10_identical": 1 - round(changed * USERS) / USERS,
+        "kendall_tau": 1 - 0.21234567 * changed,
+        "ndcg_users": USERS,
+        "ndcg_change": shift,
+        "ndcg_low": shift - 4e-3,
+        "ndcg_high": shift + 4e-3,
+        "hr_change": 2 * shift,
+        "score_std": 1.1,
+        "bit_identical": changed == 0,
+    }
+
+
+def _statements(changed: float) -> dict:
+    users = round(changed * USERS)
+    share = users / USERS
+    return {
+        "conformal": {"alpha": 0.05, "n": USERS, "quantile": 2.5 * changed, "note": "a bound"},
+        "changed_top10": {
+            "alpha": 0.05,
+            "n": USERS,
+            "users": users,
+            "share": share,
+            "low": max(0.0, share - 0.05),
+            "high": min(1.0, share + 0.06),
+        },
+    }
 
 
 def _audit(folder: Path, rng: np.random.Generator) -> dict:
@@ -182,3 +261,17 @@ def study(tmp_path) -> Study:
         about = {"dataset": dataset, "synthetic": True, "sequential": dataset != "steam"}
         write_json(stats[-1], about)
     return Study([run for run, _ in pairs], [audit for _, audit in pairs], stats)
+
+
+@pytest.fixture
+def extended(study, tmp_path) -> Callable[..., Study]:
+    """The study with further runs, put first: (dataset, variant, seed) each."""
+
+    def extend(*names: tuple[str, str, int]) -> Study:
+        pairs = [build_run(tmp_path / "results", *one) for one in names]
+        return study._replace(
+            runs=[*(run for run, _ in pairs), *study.runs],
+            audits=[*(audit for _, audit in pairs), *study.audits],
+        )
+
+    return extend

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from itertools import combinations
 
 import matplotlib as mpl
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from shielded_recrl.config import Config
 from shielded_recrl.files import read_json, write_json
 from shielded_recrl.report import explanations, figures
 from shielded_recrl.report.aggregate import main
@@ -17,7 +19,7 @@ from shielded_recrl.report.columns import TIMINGS, row
 from shielded_recrl.report.runs import load_runs
 from shielded_recrl.report.settings import ReportSettings
 
-FIGURES = ("ablation", "ctr_over_steps", "ndcg_over_steps")
+FIGURES = ("ablation", "ctr_over_steps", "frontier", "ndcg_over_steps")
 
 
 def aggregate(study, out):
@@ -29,6 +31,7 @@ def aggregate(study, out):
         figures=out / "figures",
         tables_folder=out / "tables",
         texts=out / "explanations.md",
+        certificates_page=out / "certificates.md",
         settings=ReportSettings(),
     )
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*")}
@@ -45,6 +48,7 @@ def test_everything_is_written_and_bytes_depend_on_contents_alone(study, tmp_pat
     assert set(first) == {
         "aggregate_results.csv",
         "explanations.md",
+        "certificates.md",
         "tables/results.tex",
         "tables/drift.tex",
         *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
@@ -128,7 +132,68 @@ def test_bars_are_changes_and_dots_are_seeds(drawn):
 def test_a_variant_keeps_its_style_in_every_study():
     alone = figures.styles(["kl0"])
     assert figures.styles(["mine", "shielded", "kl0"])["kl0"] == alone["kl0"]
-    assert len(set(figures.styles([*figures.KNOWN, "mine", "yours"]).values())) == 8
+    assert len(set(figures.styles([*figures.KNOWN, "mine", "yours"]).values())) == 17
+
+
+def test_styles_of_the_default_study_are_those_of_wong():
+    assert list(figures.styles(["shielded", "no_proj", "kl0", "lora4", "long_expl"]).values()) == [
+        ("#0072B2", "o"),
+        ("#D55E00", "s"),
+        ("#CC79A7", "D"),
+        ("#E69F00", "v"),
+        ("#56B4E9", "<"),
+    ]
+
+
+def test_every_variant_of_the_config_has_a_style_of_its_own():
+    assert set(Config().variants) <= set(figures.KNOWN)
+    known = figures.styles(figures.KNOWN)
+    for values in zip(*known.values(), strict=True):
+        assert len(set(values)) == len(figures.KNOWN)
+
+
+# From linear RGB to what is seen without long, middle or short cones (Machado et al. 2009).
+VISION = {
+    "normal": np.eye(3),
+    "protan": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deutan": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritan": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+
+
+def lab(colour, vision):
+    """CIELAB (D65) of a colour as seen."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.array(vision) @ linear, 0, 1)
+    xyz = (
+        np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+        @ seen
+        / np.array([0.9505, 1.0, 1.089])
+    )
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_colours_differ_for_the_colour_blind(vision):
+    known = figures.styles(figures.KNOWN)
+    seen = [lab(colour, VISION[vision]) for colour, _ in known.values()]
+    gaps = [np.linalg.norm(one - other) for one, other in combinations(seen, 2)]
+    # A just noticeable difference is 2.3.
+    assert min(gaps) > 14
 
 
 def test_drawing_leaves_the_defaults_of_matplotlib_alone(drawn):
@@ -160,7 +225,8 @@ def command(study, out):
             *(sys.executable, "-X", "importtime", "-m", "shielded_recrl.report", "aggregate"),
             *("--runs", *study.runs, "--audits", *study.audits, "--stats", *study.stats),
             *("--out", out / "table.csv", "--figures", out / "f", "--tables", out / "t"),
-            *("--texts", out / "texts.md", "--ndcg-margin", "0.02"),
+            *("--texts", out / "texts.md", "--certificates", out / "certificates.md"),
+            *("--ndcg-margin", "0.02"),
         ],
         capture_output=True,
         text=True,

@@ -12,7 +12,14 @@ CAPTIONS = sorted((Path(__file__).resolve().parents[2] / "workflow" / "report").
 
 def test_every_figure_and_the_table_has_one():
     names = {path.stem for path in CAPTIONS}
-    assert {"ctr_over_steps", "ndcg_over_steps", "ablation", "results"} <= names
+    assert {
+        "ctr_over_steps",
+        "ndcg_over_steps",
+        "ablation",
+        "frontier",
+        "results",
+        "certificates",
+    } <= names
     assert {"ranker_card", "ranker_curve"} <= names
 
 

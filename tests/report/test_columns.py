@@ -75,7 +75,14 @@ def test_a_row_takes_its_values_from_the_files(study):
     # Rewards are 0.41 ... 0.64 in steps of 0.01; a quarter is six of them.
     assert values["reward_first"] == pytest.approx(0.435)
     assert values["reward_last"] == pytest.approx(0.615)
-    assert values["notes"] == ""
+    reward = evaluation["reward"]
+    assert values["heldout_reward_before"] == 0.42
+    assert values["heldout_reward_after"] == reward["after"]
+    assert values["heldout_reward_gain_low"] == reward["gain_low"]
+    assert values["drift_heldout_top10_changed"] == 102 / 128
+    assert values["drift_heldout_top10_changed_high"] == 102 / 128 + 0.06
+    assert values["certificate_heldout"] == "approximate"
+    assert values["notes"].startswith("merged_nf4_top10_identical, merged_nf4_max_score_change: ")
     assert not any(isinstance(v, float) and not math.isfinite(v) for v in values.values())
 
 
@@ -94,10 +101,12 @@ def test_an_undefined_value_is_explained(study):
         change(study, ["ctr", key], None)
     values = first_row(study)
     assert values["drift_heldout_kendall_tau"] is None
-    assert values["notes"] == (
-        "drift_heldout_kendall_tau: a ranking without two different scores has no order; "
-        "lift_share, lift_share_low: perfect texts would not raise the click-through rate"
-    )
+    assert values["notes"].split("; ") == [
+        "drift_heldout_kendall_tau: a ranking without two different scores has no order",
+        "merged_nf4_top10_identical, merged_nf4_max_score_change: not measured: bitsandbytes is "
+        "not installed",
+        "lift_share, lift_share_low: perfect texts would not raise the click-through rate",
+    ]
 
 
 def test_nan_is_as_empty_as_null(study):
@@ -126,7 +135,31 @@ def test_provenance_follows_contents_and_not_timings(study):
     after = first_row(study)["provenance"]
     assert after != before
     change(study, ["adapter_sha256"], "0" * 64, "summary.json")
-    assert first_row(study)["provenance"] not in (before, after)
+    trained = first_row(study)["provenance"]
+    change(study, ["precision"], "nf4", "certificate.json")
+    assert len({before, after, trained, first_row(study)["provenance"]}) == 4
+
+
+def test_no_user_with_an_item_to_find(study):
+    change(study, ["drift", "heldout", "ndcg_change"], None)
+    values = first_row(study)
+    assert values["drift_heldout_ndcg_change"] is None
+    assert "drift_heldout_ndcg_change: no user has an unseen item to find" in values["notes"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "file", "message"),
+    [
+        (["reward"], "evaluation.json", r"evaluation.json lacks 'reward.before'"),
+        (["verdict"], "certificate.json", r"certificate.json lacks 'verdict.protected'"),
+        (["merges", "bf16", "heldout"], "certificate.json", r"certificate.json lacks 'merges.bf16"),
+        (["merges", "bf16"], "certificate.json", r"certificate.json: 'merges.bf16' has neither"),
+    ],
+)
+def test_a_missing_certificate_or_reward_is_named(study, keys, file, message):
+    change(study, keys, {}, file)
+    with pytest.raises(UserError, match=message):
+        first_row(study)
 
 
 def test_every_column_reaches_the_csv(study):
@@ -134,4 +167,5 @@ def test_every_column_reaches_the_csv(study):
     lines = list(csv.DictReader(to_csv([row(run, SETTINGS) for run in runs]).splitlines()))
     assert len(lines) == len(study.runs)
     assert list(lines[0]) == [column.name for column in ALL_COLUMNS]
-    assert all(line[c.name] != "" for line in lines for c in ALL_COLUMNS if c.name != "notes")
+    filled = [c.name for c in ALL_COLUMNS if c.name != "notes" and "_nf4_" not in c.name]
+    assert all(line[name] != "" for line in lines for name in filled)

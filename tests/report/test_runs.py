@@ -47,6 +47,13 @@ def cut(path):
     ("spoil", "message"),
     [
         (lambda s: (s.runs[0] / "evaluation.json").unlink(), "evaluation.json: cannot be read"),
+        (lambda s: (s.runs[0] / "certificate.json").unlink(), "certificate.json: cannot be read"),
+        (lambda s: edit(s.runs[0] / "certificate.json", heldout=None), "'max_score_change' is mis"),
+        (lambda s: edit(s.runs[0] / "evaluation.json", drift={}), "'protected' is missing"),
+        (
+            lambda s: shutil.copy(s.runs[1] / "certificate.json", s.runs[0] / "certificate.json"),
+            "certificate.json: max_score_change of protected users is",
+        ),
         (lambda s: (s.runs[0] / "rankings.parquet").unlink(), "rankings.parquet: cannot be read"),
         (lambda s: (s.runs[0] / "summary.json").write_text("{"), "summary.json: not valid JSON"),
         (lambda s: (s.runs[0] / "summary.json").write_text("[]"), "expected a JSON object"),

@@ -12,7 +12,6 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_base
 from shielded_recrl.explainer.lm import adapter_parameters, load_adapter
 from shielded_recrl.rl.evaluate import (
-    Slate,
     click_report,
     load_snapshots,
     rankings,
@@ -20,6 +19,7 @@ from shielded_recrl.rl.evaluate import (
     text_report,
 )
 from shielded_recrl.rl.settings import EvaluationSettings
+from shielded_recrl.rl.slate import Slate
 
 CPU = torch.device("cpu")
 SETTINGS = EvaluationSettings(users=5, items_per_user=2, sessions=20, bootstrap=50)

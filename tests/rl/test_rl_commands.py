@@ -14,9 +14,15 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_tokenizer
 from shielded_recrl.files import read_json, read_jsonl, sha256
 from shielded_recrl.rl import evaluate
-from shielded_recrl.rl.settings import EvaluationSettings, RLSettings, SamplingSettings
+from shielded_recrl.rl.settings import (
+    EvaluationSettings,
+    RewardSettings,
+    RLSettings,
+    SamplingSettings,
+)
 from shielded_recrl.settings import flags
-from shielded_recrl.shield.bases import load_bases
+from shielded_recrl.shield.bases import Bases
+from shielded_recrl.shield.settings import ShieldSettings
 from tiny_world import save_model, tiny_llama
 
 EVALUATION = EvaluationSettings(users=5, items_per_user=2, sessions=20, bootstrap=50)
@@ -58,10 +64,10 @@ def out(world, tmp_path_factory):
         f"--epochs 3 --seed {world.roles_seed} --out {out}/readout.safetensors",
         "bases": f"shield bases {inputs(world)} --energy 0.9 --seed {world.roles_seed} "
         f"--out {out}/bases.safetensors",
-        "train": f"rl train {run_flags(world)} --shield nullspace --adapter {world.adapter} "
+        "train": f"rl train {run_flags(world)} --adapter {world.adapter} "
         f"--bases {out}/bases.safetensors --out {out}/run --scratch {out}/scratch {flags(TRAINING)}",
-        "evaluate": f"rl evaluate {run_flags(world)} --shield nullspace --run {out}/run "
-        f"--readout {out}/readout.safetensors {flags(SamplingSettings())} {flags(EVALUATION)}",
+        "evaluate": f"rl evaluate {run_flags(world)} --run {out}/run "
+        f"--readout {out}/readout.safetensors --bases {out}/bases.safetensors {flags(SamplingSettings())} {flags(EVALUATION)}",
     }
     made = {"readout": "readout.safetensors", "bases": "bases.safetensors"}
     for name, line in words.items():
@@ -74,10 +80,11 @@ def out(world, tmp_path_factory):
 def test_readout_and_bases(out):
     assert load_file(out / "readout.safetensors").keys() == {"weight", "gamma"}
     assert read_json(out / "readout.json")["gamma"] == 1.0
-    bases = load_bases(out / "bases.safetensors")
-    assert len(bases) == 2 * 7
-    for basis in bases.values():
-        torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5, rtol=0)
+    modules = Bases.load(out / "bases.safetensors").modules
+    assert len(modules) == 2 * 7
+    for basis in modules.values():
+        q = basis.matrix
+        torch.testing.assert_close(q.T @ q, torch.eye(q.shape[1]), atol=1e-5, rtol=0)
 
 
 def test_the_files_of_a_run(out):
@@ -85,6 +92,7 @@ def test_the_files_of_a_run(out):
         "adapter",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
+        "certificate.json",
         "evaluation.json",
         "explanations.jsonl",
         "rankings.parquet",
@@ -129,10 +137,12 @@ def test_the_evaluation_has_the_keys_others_read(out):
         "protected": 5,
         "heldout": 7,
     }
-    assert set(got["drift"]["heldout"]) == {
+    assert set(got["drift"]["heldout"]) >= {
         *("users", "max_score_change", "mean_score_change", "top10_identical", "kendall_tau"),
         *("ndcg_change", "hr_change", "ndcg_low", "ndcg_high"),
     }
+    assert set(got["reward"]) == {"before", "after", "gain", "gain_low", "gain_high"}
+    assert got["reward"]["gain"] == pytest.approx(got["reward"]["after"] - got["reward"]["before"])
     assert set(got["ctr"]) == {
         *("before", "after", "relative", "relative_low", "relative_high", "attainable"),
         *("lift_share", "lift_share_low", "lift_share_high"),
@@ -188,7 +198,9 @@ def again(world, out, folder, **changes) -> dict:
         "roles": world.roles,
         "sampling": SamplingSettings(),
         "settings": EVALUATION,
-        "shield": "nullspace",
+        "shield": ShieldSettings(),
+        "reward": RewardSettings(),
+        "bases": out / "bases.safetensors",
         "explanation_tokens": world.explanation_tokens,
         "roles_seed": world.roles_seed,
         "seed": 5,
@@ -199,12 +211,12 @@ def again(world, out, folder, **changes) -> dict:
 
 def test_a_second_evaluation_writes_the_same_bytes(world, out, tmp_path):
     again(world, out, tmp_path / "run")
-    for name in ("evaluation.json", "explanations.jsonl", "rankings.parquet"):
+    for name in ("certificate.json", "evaluation.json", "explanations.jsonl", "rankings.parquet"):
         assert sha256(tmp_path / "run" / name) == sha256(out / "run" / name), name
 
 
 def test_ranking_with_the_adapter_off_does_not_drift_at_all(world, out, tmp_path):
-    got = again(world, out, tmp_path / "run", shield="separate")
+    got = again(world, out, tmp_path / "run", shield=ShieldSettings(kind="separate"))
     for drift in got["drift"].values():
         assert drift["max_score_change"] == drift["mean_score_change"] == 0.0
         assert (drift["top10_identical"], drift["ndcg_change"], drift["hr_change"]) == (1.0, 0, 0)
@@ -216,9 +228,31 @@ def test_ranking_with_the_adapter_off_does_not_drift_at_all(world, out, tmp_path
     assert read_json(out / "run/evaluation.json")["drift"]["heldout"]["max_score_change"] > 0
 
 
+def test_the_certificate_speaks_of_this_run(out):
+    certificate = read_json(out / "run" / "certificate.json")
+    evaluation = read_json(out / "run" / "evaluation.json")
+    assert {role: certificate[role] for role in ("protected", "heldout")} == evaluation["drift"]
+    assert certificate["kind"] == "nullspace"
+    assert certificate["verdict"] == {"protected": "approximate", "heldout": "approximate"}
+    assert len(certificate["modules"]) == 2 * 7
+    assert all(module["leakage"] < 1e-6 for module in certificate["modules"].values())
+    assert set(certificate["merges"]) == {"fp32", "bf16", "nf4"}
+    merged = certificate["merges"]["fp32"]["heldout"]
+    assert merged["max_score_change"] == pytest.approx(
+        certificate["heldout"]["max_score_change"], rel=0.05, abs=1e-3
+    )
+
+
+def test_an_adapter_that_is_switched_off_for_the_ranking_is_certified_exact(world, out, tmp_path):
+    again(world, out, tmp_path / "run", shield=ShieldSettings(kind="separate"))
+    certificate = read_json(tmp_path / "run" / "certificate.json")
+    assert certificate["verdict"] == {"protected": "exact", "heldout": "exact"}
+    assert "merges" not in certificate
+
+
 def test_an_adapter_of_another_base_is_one_line_on_stderr(world, out, tmp_path):
     tokenizer = load_tokenizer(world.base)
-    other = save_model(tiny_llama(len(tokenizer), width=64), tokenizer, tmp_path / "other")
+    other = save_model(tiny_llama(len(tokenizer), layers=1), tokenizer, tmp_path / "other")
     run = shutil.copytree(out / "run", tmp_path / "run")
     (run / "evaluation.json").unlink()
     done = command(

@@ -204,7 +204,9 @@ def test_decode_drops_padding_and_special_tokens(world):
     row = [*text, tokenizer.eos_token_id]
     response = torch.tensor([[1.0] * len(row) + [0.0] * 2, [1.0] + [0.0] * (len(row) + 1)])
     tokens = torch.tensor([row + text[:2], [tokenizer.eos_token_id] + [7] * (len(row) + 1)])
-    rollout = Rollout(tokens, response.long(), response, torch.tensor([True, True]))
+    rollout = Rollout(
+        tokens, response.long(), response, torch.tensor([True, True]), torch.tensor([1, 1])
+    )
     assert decode(rollout, tokenizer) == ["Give Harbor Road 3 a try.", ""]
 
 

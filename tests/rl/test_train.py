@@ -15,10 +15,11 @@ from shielded_recrl.resume import load_progress, save_progress
 from shielded_recrl.rl import train
 from shielded_recrl.rl.settings import RLSettings
 from shielded_recrl.rl.train import Trainer
-from shielded_recrl.shield.bases import input_moments, leading_basis, save_bases
-from shielded_recrl.shield.nullspace import NullSpace
-from shielded_recrl.shield.serving import load_states
-from tiny_world import prompts
+from shielded_recrl.shield.bases import collect_bases
+from shielded_recrl.shield.ranking_shield import RankingShield
+from shielded_recrl.shield.serving import RankingHead, ReadOut, load_states
+from shielded_recrl.shield.settings import ShieldSettings
+from tiny_world import prompts, tiny_llama
 
 CPU = torch.device("cpu")
 QUICK = RLSettings(
@@ -61,18 +62,31 @@ def make(world):
 
 
 @pytest.fixture(scope="module")
-def collected(world):
-    """Moments of the protected prefixes and their groups."""
+def protected(world):
+    """Prefixes of the protected users."""
     serving = world.serving()
-    rows = [serving.prefix(user) for user in serving.roles.protected]
-    return input_moments(load_base(world.base, "fp32", CPU), rows)
+    return [serving.prefix(user) for user in serving.roles.protected]
+
+
+@pytest.fixture(scope="module")
+def head(world):
+    """A ranking that reads the LM."""
+    torch.manual_seed(0)
+    states = load_states(world.ranker)
+    readout = ReadOut(torch.randn(states.items.shape[1], 32).numpy(), 1.0)
+    return RankingHead.of(states, readout)
+
+
+@pytest.fixture(scope="module")
+def collect(world, protected):
+    """Bases of an energy."""
+    model = load_base(world.base, "fp32", CPU)
+    return lambda energy: collect_bases(model, protected, energy=energy)
 
 
 @pytest.fixture
-def shield(collected):
-    moments, groups = collected
-    bases = {group: leading_basis(moment, 0.9) for group, moment in moments.items()}
-    return lambda: NullSpace({module: bases[group] for module, group in groups.items()})
+def shield(collect, protected, head):
+    return lambda **options: RankingShield(collect(0.9), protected, head, **options)
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -201,17 +215,18 @@ def run(trainer: Trainer, steps: int) -> Trainer:
 
 
 def exported(trainer: Trainer, out):
-    trainer.export(out, dataset="d", variant="v", shield="none", fingerprint="f")
+    trainer.export(out, dataset="d", variant="v", kind="none", fingerprint="f")
     log = [
         {k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(out / "train.jsonl")
     ]
     return sha256(out / "adapter"), sha256(out / "snapshots.safetensors"), log
 
 
-@pytest.mark.parametrize("kind", ["none", "nullspace"])
+@pytest.mark.parametrize("kind", ["none", "nullspace", "penalty"])
 def test_a_resumed_run_ends_in_the_same_bytes(make, shield, tmp_path, kind):
     def constraint():
-        return shield() if kind == "nullspace" else None
+        options = {"penalty": 10.0, "batch_size": 2} if kind == "penalty" else {}
+        return None if kind == "none" else shield(**options)
 
     undisturbed = exported(run(make(constraint()), 4), tmp_path / "whole")
     path = tmp_path / "checkpoint.safetensors"
@@ -243,22 +258,20 @@ def test_snapshots_lie_along_the_run_and_end_with_the_adapter(make, tmp_path):
 
 def test_training_stays_in_the_null_space(make, shield, tmp_path):
     trainer = make(shield(), value_warmup=0)
-    assert trainer.constraint.leakage() < 1e-6
+    assert trainer.shield.leakage() < 1e-6
     run(trainer, 3)
-    assert trainer.constraint.leakage() < 1e-6
+    assert trainer.shield.leakage() < 1e-6
     exported(trainer, tmp_path)
     assert read_json(tmp_path / "summary.json")["shield"]["leakage"] < 1e-6
 
 
-def test_the_shield_holds_protected_states_better_than_none(make, collected):
+def test_the_shield_holds_protected_states_better_than_none(make, collect, protected, head):
     """Two protected prefixes span 32 dimensions in part: cut at the numerical rank."""
-    moments, groups = collected
-    bases = {group: leading_basis(moment, 0.995) for group, moment in moments.items()}
     change = {}
     for kind in ("none", "nullspace"):
         constraint = None
         if kind == "nullspace":
-            constraint = NullSpace({module: bases[group] for module, group in groups.items()})
+            constraint = RankingShield(collect(0.995), protected, head)
         trainer = make(constraint, value_warmup=0)
         rows = [trainer.serving.prefix(user) for user in trainer.serving.roles.protected]
         before = prefix_states(trainer.model, rows)
@@ -293,6 +306,7 @@ def command(world, folder, **changes) -> dict:
         "prompt": world.prompt,
         "roles": world.roles,
         "settings": QUICK.model_copy(update={"steps": 2, "snapshots": 1}),
+        "shield": ShieldSettings(kind="none"),
         "explanation_tokens": world.explanation_tokens,
         "roles_seed": world.roles_seed,
     }
@@ -348,17 +362,19 @@ def test_the_fingerprint_covers_all_that_a_run_reads(world, tmp_path, what):
 
 
 def test_the_null_space_needs_bases(world, tmp_path):
-    with pytest.raises(UserError, match="needs --bases"):
-        command(world, tmp_path, shield="nullspace")
+    with pytest.raises(UserError, match="--bases: the shield nullspace needs them"):
+        command(world, tmp_path, shield=ShieldSettings())
+
+
+@pytest.mark.parametrize("shield", [{"kind": "ranker"}, {"kind": "none", "penalty": 1.0}])
+def test_what_reads_the_ranking_needs_a_readout(world, tmp_path, shield):
+    with pytest.raises(UserError, match="--readout: the shield ranker and a penalty read it"):
+        command(world, tmp_path, shield=ShieldSettings(**shield))
 
 
 def test_bases_of_another_base_are_refused(world, tmp_path):
-    q = torch.linalg.qr(torch.randn(64, 3))[0].contiguous()
-    name = "model.layers.0.self_attn.q_proj"
     path = tmp_path / "bases.safetensors"
-    save_bases(
-        path, {name: q}, {name: name}, energy=1.0, precision="fp32", prefixes=prompts(1, 2, 3)
-    )
-    with pytest.raises(UserError, match="no basis of width") as caught:
-        command(world, tmp_path, shield="nullspace", bases=path)
+    collect_bases(tiny_llama(seed=9), prompts(3, 2, 3)).save(path)
+    with pytest.raises(UserError, match="collected from other base weights") as caught:
+        command(world, tmp_path, shield=ShieldSettings(), bases=path)
     assert "\n" not in str(caught.value)

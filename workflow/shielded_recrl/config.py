@@ -90,6 +90,15 @@ class Config(Settings):
             "shielded": Variant(),
             "no_proj": Variant(shield={"kind": "none"}),
             "separate": Variant(shield={"kind": "separate"}),
+            "activated": Variant(shield={"kind": "activated"}),
+            "ranker": Variant(shield={"kind": "ranker"}),
+            "random": Variant(shield={"kind": "random"}),
+            "tight": Variant(shield={"energy": 0.9999}),
+            "loose": Variant(shield={"energy": 0.99}),
+            "weighted": Variant(shield={"weight": "score"}),
+            "matched": Variant(shield={"weight": "score", "energy": 0.99, "penalty": 10.0}),
+            "penalty_only": Variant(shield={"kind": "none", "penalty": 10.0}),
+            "last_block": Variant(shield={"scope": "last_block", "energy": 1.0}),
             "kl0": Variant(rl={"kl_weight": 0.0}),
             "lora4": Variant(explainer={"lora_rank": 4, "lora_alpha": 8}),
             "long_expl": Variant(explainer={"prompt_tokens": 128, "explanation_tokens": 64}),
@@ -191,6 +200,12 @@ class Config(Settings):
             else "explainer.revision",
             f"hub id {explainer.base!r} needs the 40-digit commit it is pinned to "
             "(a local folder starts with ./, ../ or /)",
+        )
+        shield = settings.shield
+        _require(
+            shield.penalty == 0 or shield.kind not in ("separate", "activated"),
+            f"variants.{name}.shield.penalty",
+            f"the kind {shield.kind} cannot move the ranking, so there is nothing to match; set 0",
         )
         _require(
             settings.rl.value_warmup < settings.rl.steps,

@@ -7,10 +7,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from shielded_recrl.config import Config, base_name, is_local
+from shielded_recrl.config import Config, VariantSettings, base_name, is_local
 from shielded_recrl.data.settings import RAW_FILES, PrepareSettings, release
 from shielded_recrl.explainer.settings import PromptSettings
 from shielded_recrl.settings import flags, section
+from shielded_recrl.shield.settings import BasisSettings, ShieldSettings
 
 # Rules make everything below these folders; all other paths are the user's own.
 MADE = ("results/", "resources/")
@@ -47,6 +48,11 @@ class Study:
         self.variants = {name: config.variant(name) for name in config.variants}
         self.bases = {
             base_name(variant.explainer): variant.explainer for variant in self.variants.values()
+        }
+        # What a job finds behind the names of a LoRA init and of bases in its path.
+        self.lora_flags = {lora_name(v): _lora_flags(v) for v in self.variants.values()}
+        self.basis_settings = {
+            bases_name(v.shield): section(v.shield, BasisSettings) for v in self.variants.values()
         }
 
     def raw_paths(self, dataset: str) -> list[str]:
@@ -134,25 +140,39 @@ class Study:
         explainer = settings.explainer
         base = base_name(explainer)
         shield = f"results/shield/{dataset}/{base}/prompt-{explainer.prompt_tokens}"
-        lora = f"lora-r{explainer.lora_rank}-a{explainer.lora_alpha}"
         return {
             "base": self.base_path(dataset, base),
-            "adapter": f"results/explainer/{dataset}/{base}/{lora}",
+            "adapter": f"results/explainer/{dataset}/{base}/{lora_name(settings)}",
             "readout": f"{shield}/readout.safetensors",
-            "bases": f"{shield}/bases-{settings.shield.energy}.safetensors",
+            "bases": f"{shield}/{bases_name(settings.shield)}.safetensors",
+        }
+
+    def bases_inputs(self, dataset: str, base: str, tokens: str, bases: str) -> dict[str, str]:
+        """What weighted bases read beside the base LM: the ranking they are weighted by."""
+        if self.basis_settings[bases].weight == "plain":
+            return {}
+        return {
+            "readout": f"results/shield/{dataset}/{base}/prompt-{tokens}/readout.safetensors",
+            "ranker": f"results/ranker/{dataset}/states.safetensors",
         }
 
     def train_inputs(self, dataset: str, variant: str) -> dict[str, str | list[str]]:
-        """Named inputs of training: the bases only where the shield reads them."""
+        """Named inputs of training: bases and read-out only where the shield reads them."""
         paths = self.run_paths(dataset, variant)
-        shielded = self.variants[variant].shield.kind == "nullspace"
-        wanted = ["adapter", *["bases"] * shielded]
+        shield = self.variants[variant].shield
+        wanted = ["adapter", *self._bases(shield)]
+        if shield.kind == "ranker" or shield.penalty > 0:
+            wanted.append("readout")
         return {name: paths[name] for name in wanted} | {"base": present(paths["base"])}
 
     def evaluate_inputs(self, dataset: str, variant: str) -> dict[str, str | list[str]]:
         """Named inputs of evaluation."""
         paths = self.run_paths(dataset, variant)
-        return {"readout": paths["readout"], "base": present(paths["base"])}
+        wanted = ["readout", *self._bases(self.variants[variant].shield)]
+        return {name: paths[name] for name in wanted} | {"base": present(paths["base"])}
+
+    def _bases(self, shield: ShieldSettings) -> list[str]:
+        return ["bases"] if shield.kind in ("nullspace", "random") else []
 
     def prompt_flags(self, tokens: str) -> str:
         """Prompt lengths of a job whose path names them."""
@@ -166,8 +186,31 @@ class Study:
         return (
             f"{flags(section(explainer, PromptSettings))} "
             f"--explanation-tokens {explainer.explanation_tokens} "
-            f"--precision {explainer.precision} --shield {settings.shield.kind}"
+            f"--precision {explainer.precision} {flags(settings.shield, prefix='shield.')}"
         )
+
+
+def lora_name(variant: VariantSettings) -> str:
+    """Folder name of a LoRA init."""
+    explainer, shield = variant.explainer, variant.shield
+    parts = [f"lora-r{explainer.lora_rank}-a{explainer.lora_alpha}"]
+    parts += [shield.scope] * (shield.scope != "all")
+    parts += [shield.kind] * (shield.kind == "activated")
+    return "-".join(parts)
+
+
+def _lora_flags(variant: VariantSettings) -> str:
+    explainer, shield = variant.explainer, variant.shield
+    return (
+        f"--lora-rank {explainer.lora_rank} --lora-alpha {explainer.lora_alpha} "
+        f"--scope {shield.scope} --activated {shield.kind == 'activated'}"
+    )
+
+
+def bases_name(shield: BasisSettings) -> str:
+    """File name of bases, without suffix."""
+    size = f"rank{shield.rank}" if shield.rank else f"{shield.energy}"
+    return f"bases-{size}" if shield.weight == "plain" else f"bases-{shield.weight}-{size}"
 
 
 def present(*paths: str) -> list[str]:

@@ -1,13 +1,19 @@
 """Initialise a LoRA adapter (Hu et al. 2022): lora_A Kaiming-uniform, lora_B zero.
 
-In: a base LM. Out: a plain PEFT folder (adapter_model.safetensors, adapter_config.json).
+In: a base LM. Out: a plain PEFT folder (adapter_model.safetensors, adapter_config.json). The adapter
+acts on all linear layers of the decoder blocks, or of the last block alone. An activated adapter
+(Greenewald et al. 2025) names the tokens every request begins with, and acts from there on.
 """
 
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from pathlib import Path
+from typing import Literal
 
+from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.prompts import Item, request_text
 from shielded_recrl.explainer.settings import Precision
 from shielded_recrl.files import atomic
 
@@ -16,17 +22,23 @@ def main(
     *,
     base: Path,
     out: Path,
+    templates: Path,
     precision: Precision = "fp32",
+    scope: Literal["all", "last_block"] = "all",
+    activated: bool = False,
     lora_rank: int = 16,
     lora_alpha: int = 32,
     seed: int = 42,
 ) -> None:
-    """Initialise a LoRA adapter on every linear layer of the decoder blocks.
+    """Initialise a LoRA adapter.
 
     Args:
         base: folder of the base LM.
         out: folder of the adapter to write.
+        templates: folder of the prompt templates.
         precision: precision the base is loaded in.
+        scope: decoder blocks whose linear layers are adapted.
+        activated: whether the adapter acts from the request on only.
         lora_rank: rank of the adapter.
         lora_alpha: numerator of the LoRA scale alpha / rank.
         seed: seed of lora_A.
@@ -34,7 +46,8 @@ def main(
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from shielded_recrl.explainer.base import load_base
+    from shielded_recrl.explainer.base import load_base, load_tokenizer
+    from shielded_recrl.explainer.lm import last_block_linears
 
     model = load_base(base, precision, torch.device("cpu"))
     torch.manual_seed(seed)
@@ -44,13 +57,39 @@ def main(
             r=lora_rank,
             lora_alpha=lora_alpha,
             lora_dropout=0.0,
-            target_modules="all-linear",
+            target_modules="all-linear" if scope == "all" else last_block_linears(model),
+            alora_invocation_tokens=(
+                invocation_tokens(load_tokenizer(base), templates) if activated else None
+            ),
             task_type="CAUSAL_LM",
         ),
     )
     with atomic(out) as partial:
         save_adapter(adapter, partial)
     print(f"{out}: LoRA rank {lora_rank}, {adapter.get_nb_trainable_parameters()[0]:,} parameters")
+
+
+def invocation_tokens(tokenizer, templates: Path) -> list[int]:
+    """Token ids that every request begins with, whatever the item.
+
+    Raises:
+        UserError: the template begins with the item itself.
+    """
+    template = (templates / "request.txt").read_text(encoding="utf-8")
+    requests = [
+        tokenizer.encode(
+            request_text(template, Item(title, (title,), "")), add_special_tokens=False
+        )
+        for title in ("Zebra", "a", "7")
+    ]
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*requests, strict=False))
+    common = [tokens[0] for tokens in same]
+    if not common:
+        raise UserError(
+            f"{templates / 'request.txt'}: an activated adapter needs a request that begins with "
+            "words of its own; put some before {title}"
+        )
+    return common
 
 
 def save_adapter(adapter, folder: Path) -> None:

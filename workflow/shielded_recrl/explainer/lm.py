@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,6 +25,45 @@ def trunk(model: nn.Module) -> nn.Module:
 def hidden_size(model: nn.Module) -> int:
     """Width d of the hidden states."""
     return causal_lm(model).config.hidden_size
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks, first to last."""
+    depth = causal_lm(model).config.num_hidden_layers
+    return next(
+        module
+        for module in trunk(model).modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    )
+
+
+def last_block_linears(model: nn.Module) -> list[str]:
+    """Names, in the causal LM, of the linear layers of the last decoder block."""
+    inside = set(blocks(model)[-1].modules())
+    return [
+        name
+        for name, layer in causal_lm(model).named_modules()
+        if layer in inside and isinstance(layer, nn.Linear)
+    ]
+
+
+@contextmanager
+def activation(model: nn.Module, tokens: Sequence[int]) -> Iterator[None]:
+    """Let an activated adapter (Greenewald et al. 2025) act on the last `tokens[i]` tokens of row i.
+
+    Outside of this block it acts on none. Any other adapter acts on all tokens, here and there.
+    """
+    if is_activated(model):
+        with model._enable_peft_forward_hooks(alora_offsets=[int(count) for count in tokens]):
+            yield
+    else:
+        yield
+
+
+def is_activated(model: nn.Module) -> bool:
+    """Whether the adapter of a PEFT model acts from its invocation tokens on only."""
+    config = getattr(model, "active_peft_config", None)
+    return bool(getattr(config, "alora_invocation_tokens", None))
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

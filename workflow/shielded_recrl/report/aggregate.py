@@ -1,7 +1,8 @@
 """Collect finished runs and their audits into one table, figures and LaTeX tables.
 
 In: run folders, audit files, stats.json files. Out: aggregate_results.csv with one row a run,
-ctr_over_steps, ndcg_over_steps and ablation as PNG and PDF, results.tex and drift.tex.
+ctr_over_steps, ndcg_over_steps, ablation and frontier as PNG and PDF, results.tex and drift.tex,
+a page of explanations and one of certificates.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from shielded_recrl.files import write_text
-from shielded_recrl.report import explanations, tables
+from shielded_recrl.report import certificates, explanations, tables
 from shielded_recrl.report.columns import ALL_COLUMNS, Row, as_text, row
 from shielded_recrl.report.runs import load_runs
 from shielded_recrl.report.settings import ReportSettings
@@ -31,6 +32,7 @@ def main(
     figures: Path,
     tables_folder: Annotated[Path, tyro.conf.arg(name="tables")],
     texts: Path,
+    certificates_page: Annotated[Path, tyro.conf.arg(name="certificates")],
     settings: Annotated[ReportSettings, tyro.conf.arg(name="")],
 ) -> None:
     """Collect runs and audits into one table, figures and LaTeX tables.
@@ -43,12 +45,15 @@ def main(
         figures: folder to write figures to.
         tables_folder: folder to write LaTeX tables to.
         texts: Markdown page of explanations to write.
+        certificates_page: Markdown page of certificates to write.
         settings: margin of equivalence.
     """
     loaded = load_runs(runs, audits, stats)
     rows = [row(run, settings) for run in loaded]
+    certified = certificates.page(loaded)
     # Seaborn and pandas take seconds to import; bad input is refused before that.
     from shielded_recrl.report import figures as drawing
+    from shielded_recrl.report import frontier
 
     clicks = drawing.over_steps(loaded, rows, "ctr", "Simulated CTR")
     ndcg = drawing.over_steps(
@@ -57,10 +62,12 @@ def main(
     drawing.save(clicks, figures / "ctr_over_steps")
     drawing.save(ndcg, figures / "ndcg_over_steps")
     drawing.save(drawing.ablation(rows, settings.ndcg_margin), figures / "ablation")
+    drawing.save(frontier.figure(rows), figures / "frontier")
     study = cells(rows)
     write_text(tables_folder / "results.tex", tables.results(study))
     write_text(tables_folder / "drift.tex", tables.drift(study))
     write_text(texts, explanations.page(loaded))
+    write_text(certificates_page, certified)
     write_text(out, to_csv(rows))
     print(overview(study))
     print(

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from shielded_recrl.errors import UserError
+from shielded_recrl.report.certificates import PRECISIONS, merge_of
 from shielded_recrl.report.runs import Run
 from shielded_recrl.report.settings import ReportSettings
 
@@ -22,6 +23,7 @@ Row = dict[str, Any]
 # File of a run behind each document, to name in an error.
 FILES = {
     "evaluation": "evaluation.json",
+    "certificate": "certificate.json",
     "summary": "summary.json",
     "audit": "its audit",
     "stats": "its stats.json",
@@ -29,6 +31,8 @@ FILES = {
 NO_CLICK = "no click before training to compare with"
 NO_LIFT = "perfect texts would not raise the click-through rate"
 NO_ORDER = "a ranking without two different scores has no order"
+NO_TARGET = "no user has an unseen item to find"
+NO_MERGE = "the adapter cannot be merged, or was not: notes say why"
 
 
 class Column(NamedTuple):
@@ -40,6 +44,7 @@ class Column(NamedTuple):
         source: document and keys, joined by dots, or a function of the run.
         kind: type of the value.
         empty: why a cell can be empty; None where it never is.
+        why: reason why a run's cell is empty, where there is more than one.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Column(NamedTuple):
     source: str | Callable[[Run], Any]
     kind: type = float
     empty: str | None = None
+    why: Callable[[Run], str | None] | None = None
 
 
 def quarter_mean(values: Sequence[float], last: bool) -> float:
@@ -60,10 +66,11 @@ def quarter_mean(values: Sequence[float], last: bool) -> float:
 
 
 def provenance(run: Run) -> str:
-    """First 16 hex digits of a SHA-256 over adapter, evaluation and audit: no timing, no paths."""
+    """Start of a SHA-256 over adapter, evaluation, certificate and audit: no timing, no paths."""
     content = {
         "adapter": run.summary.get("adapter_sha256"),
         "evaluation": run.evaluation,
+        "certificate": run.certificate,
         "audit": run.audit,
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -91,13 +98,19 @@ def _pair(name: str, what: str, source: str) -> list[Column]:
 
 
 def _interval(
-    name: str, what: str, mean: str, low: str, high: str, empty: str | None = None
+    name: str,
+    what: str,
+    mean: str,
+    low: str,
+    high: str,
+    empty: str | None = None,
+    of: str = "the 95% interval",
 ) -> list[Column]:
     """A value and the two ends of its interval, with the source of each."""
     return [
         Column(name, what, mean, empty=empty),
-        Column(f"{name}_low", f"{what}, lower end of the 95% interval", low, empty=empty),
-        Column(f"{name}_high", f"{what}, upper end of the 95% interval", high, empty=empty),
+        Column(f"{name}_low", f"{what}, lower end of {of}", low, empty=empty),
+        Column(f"{name}_high", f"{what}, upper end of {of}", high, empty=empty),
     ]
 
 
@@ -112,7 +125,33 @@ def _drift(role: str, people: str) -> list[Column]:
             ("mean_score_change", "Mean absolute change of a score", float, None),
             ("top10_identical", "Share of users with an unchanged top 10", float, None),
             ("kendall_tau", "Mean Kendall tau of the rankings", float, NO_ORDER),
-            ("ndcg_change", "Change of served NDCG@10, held-out users", float, None),
+            ("ndcg_change", "Change of served NDCG@10", float, NO_TARGET),
+        )
+    ]
+
+
+def _merged(precision: str) -> list[Column]:
+    """Drift of held-out users once the adapter is merged; empty where that was not measured."""
+
+    def source(key: str) -> Callable[[Run], float | None]:
+        def value(run: Run) -> float | None:
+            if merge_of(run, precision)[0] is None:
+                return None
+            return _look_up(run, f"certificate.merges.{precision}.heldout.{key}", float, False)
+
+        return value
+
+    return [
+        Column(
+            f"merged_{precision}_{key}",
+            f"{what}, held-out users, adapter merged into {precision}",
+            source(key),
+            empty=NO_MERGE,
+            why=lambda run: merge_of(run, precision)[1],
+        )
+        for key, what in (
+            ("top10_identical", "Share of users with an unchanged top 10"),
+            ("max_score_change", "Largest absolute change of a score"),
         )
     ]
 
@@ -140,6 +179,25 @@ COLUMNS = [
     ),
     *_drift("protected", "protected users"),
     *_drift("heldout", "held-out users"),
+    *_interval(
+        "drift_heldout_top10_changed",
+        "Share of users with a changed top 10, held-out users",
+        *(f"evaluation.drift.heldout.changed_top10.{end}" for end in ("share", "low", "high")),
+        of="the certificate's Clopper-Pearson interval",
+    ),
+    Column(
+        "certificate_protected",
+        "Verdict on protected users: exact or approximate",
+        "certificate.verdict.protected",
+        str,
+    ),
+    Column(
+        "certificate_heldout",
+        "Verdict on held-out users: exact or approximate",
+        "certificate.verdict.heldout",
+        str,
+    ),
+    *(column for precision in PRECISIONS for column in _merged(precision)),
     *_pair("ctr_{}", "Simulated click-through rate", "evaluation.ctr.{}"),
     *_interval(
         "ctr_relative",
@@ -156,6 +214,14 @@ COLUMNS = [
     Column("kl", "Per-token KL to the base, last quarter of training", "evaluation.kl"),
     Column("reward_first", "Mean reward, first quarter of training", _reward(last=False)),
     Column("reward_last", "Mean reward, last quarter of training", _reward(last=True)),
+    *_pair(
+        "heldout_reward_{}", "Mean reward of held-out users' explanations", "evaluation.reward.{}"
+    ),
+    *_interval(
+        "heldout_reward_gain",
+        "Reward gained on held-out users' explanations",
+        *(f"evaluation.reward.gain{end}" for end in ("", "_low", "_high")),
+    ),
     *_pair("words_{}", "Mean words of an explanation", "evaluation.text.words_{}"),
     *_pair("quality_{}", "Mean quality of an explanation", "evaluation.text.quality_{}"),
     *_pair("toxicity_mean_{}", "Mean toxicity", "audit.toxicity.{}.mean.mean"),
@@ -174,7 +240,7 @@ COLUMNS = [
         "Share of texts after training with a copied n-gram",
         "audit.privacy.after.copied_share",
     ),
-    Column("provenance", "Digest of adapter, evaluation and audit", provenance, str),
+    Column("provenance", "Digest of adapter, evaluation, certificate and audit", provenance, str),
 ]
 DERIVED = [
     Column(
@@ -204,7 +270,8 @@ def row(run: Run, settings: ReportSettings) -> Row:
     reasons: dict[str, list[str]] = {}
     for column in COLUMNS:
         if values[column.name] is None:
-            reasons.setdefault(column.empty, []).append(column.name)
+            reason = column.why(run) if column.why else column.empty
+            reasons.setdefault(reason, []).append(column.name)
     values["notes"] = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
     return {column.name: values[column.name] for column in ALL_COLUMNS}
 
@@ -227,7 +294,12 @@ def as_text(value: Any) -> str:
 def _value(run: Run, column: Column) -> Any:
     if callable(column.source):
         return column.source(run)
-    document, *keys = column.source.split(".")
+    return _look_up(run, column.source, column.kind, column.empty is not None)
+
+
+def _look_up(run: Run, source: str, kind: type, can_be_empty: bool) -> Any:
+    """The value at `source`: document and keys, joined by dots."""
+    document, *keys = source.split(".")
     value = getattr(run, document)
     where = f"{run.folder}: {FILES[document]}"
     for key in keys:
@@ -235,13 +307,13 @@ def _value(run: Run, column: Column) -> Any:
             raise UserError(f"{where} lacks {'.'.join(keys)!r}; make it again")
         value = value[key]
     empty = value is None or (isinstance(value, float) and not math.isfinite(value))
-    if empty and column.empty is not None:
+    if empty and can_be_empty:
         return None
     # JSON does not tell 3 from 3.0, and Python takes True for 1.
-    accepted = (int, float) if column.kind is float else column.kind
-    if empty or not isinstance(value, accepted) or isinstance(value, bool) > (column.kind is bool):
+    accepted = (int, float) if kind is float else kind
+    if empty or not isinstance(value, accepted) or isinstance(value, bool) > (kind is bool):
         raise UserError(
             f"{where}: {'.'.join(keys)!r} is {value!r}, not a "
-            f"{'finite number' if column.kind is float else column.kind.__name__}; make it again"
+            f"{'finite number' if kind is float else kind.__name__}; make it again"
         )
-    return column.kind(value)
+    return kind(value)

@@ -49,7 +49,7 @@ def _section(run: Run) -> str:
             new["text"],
             f"{new['quality']:.2f}",
         ]
-        lines.append("| " + " | ".join(map(_escape, cells)) + " |")
+        lines.append("| " + " | ".join(map(in_cell, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -57,7 +57,7 @@ def _first(rows: Iterable[dict[str, Any]], step: int) -> Iterable[dict[str, Any]
     return [row for row in rows if row["step"] == step][:SHOWN]
 
 
-def _escape(text: str) -> str:
+def in_cell(text: str) -> str:
     """Text that stays inside its table cell and is no markup."""
     plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return plain.replace("|", "&#124;").replace("`", "&#96;")

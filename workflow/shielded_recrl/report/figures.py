@@ -1,7 +1,9 @@
 """Figures: learning curves of clicks and ranking quality, and the ablation.
 
 In: runs and their rows. Out: PNG and PDF files whose bytes depend on the numbers alone. A variant
-has the same colour and marker in every figure and every study (Wong 2011, safe for colour-blind).
+has the same colour and marker in every figure and every study. The first colours are those of Wong
+2011; the next were chosen one by one to be furthest, in CIELAB, from those before under normal,
+protan, deutan and tritan vision (Machado et al. 2009).
 """
 
 from __future__ import annotations
@@ -34,9 +36,20 @@ STYLE = {
     "legend.frameon": False,
 }
 DPI = 200
-KNOWN = ("shielded", "no_proj", "separate", "kl0", "lora4", "long_expl")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#B8A900")
-MARKERS = ("o", "s", "^", "D", "v", "<", ">", "p")
+KNOWN = (
+    *("shielded", "no_proj", "separate", "kl0", "lora4", "long_expl", "random", "matched"),
+    *("tight", "ranker", "activated", "weighted", "loose", "penalty_only", "last_block"),
+)
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#331122", "#8800FF"),
+    *("#001177", "#772211", "#AACC77", "#773366", "#BB55FF", "#EE0055", "#5544BB"),
+    # For the first names that are not known.
+    *("#808080", "#B8A900"),
+)
+# As many as there are known names; a tuple is a star of so many points.
+MARKERS = (*("o", "s", "^", "D", "v", "<", ">", "p", "*", "X", "P", "h", "d"), (4, 1, 0), (3, 1, 0))
+Marker = str | tuple[int, int, int]
+Style = dict[str, tuple[str, Marker]]
 MARGIN = "0.88"
 DOT = {
     "color": "black",
@@ -54,8 +67,11 @@ METADATA = {
 }
 
 
-def styles(variants: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by variant: known names have their own, others the rest, by the alphabet."""
+def styles(variants: Sequence[str]) -> Style:
+    """Colour and marker by variant: known names have their own, others the rest, by the alphabet.
+
+    No two of the first 255 variants are alike, as the numbers of colours and markers are coprime.
+    """
     others = sorted(set(variants) - set(KNOWN))
     places = {name: place for place, name in enumerate([*KNOWN, *others])}
     return {
@@ -156,7 +172,7 @@ def ablation(rows: Sequence[Row], margin: float) -> Figure:
     return figure
 
 
-def _curves(axes: Axes, points: pd.DataFrame, style: dict[str, tuple[str, str]]) -> None:
+def _curves(axes: Axes, points: pd.DataFrame, style: Style) -> None:
     palette = {variant: colour for variant, (colour, _) in style.items()}
     common = {
         "x": "step",
@@ -185,7 +201,7 @@ def _bars(
     axes: Axes,
     group: list[Cell],
     column: str,
-    style: dict[str, tuple[str, str]],
+    style: Style,
     unchanged: float,
 ) -> None:
     """Bars of a column's distance from the value that means no change."""

@@ -1,4 +1,4 @@
-"""Finished runs with their audits and the facts about their datasets.
+"""Finished runs with their certificates, their audits and the facts about their datasets.
 
 In: folders of runs, audit files, stats.json files. Out: one `Run` each, in the order of the study.
 A file that is missing, damaged or of another run is refused by name.
@@ -15,6 +15,7 @@ from shielded_recrl.files import read_json, read_jsonl, sha256
 
 IDENTITY = ("dataset", "variant", "seed")
 CURVE = ("step", "ctr", "ndcg@10")
+COHORTS = ("protected", "heldout")
 
 
 class Run(NamedTuple):
@@ -25,6 +26,7 @@ class Run(NamedTuple):
     variant: str
     seed: int
     evaluation: dict[str, Any]
+    certificate: dict[str, Any]
     summary: dict[str, Any]
     steps: list[dict[str, Any]]
     audit: dict[str, Any]
@@ -35,7 +37,7 @@ def load_runs(folders: Sequence[Path], audits: Sequence[Path], stats: Sequence[P
     """Read runs, sorted by dataset, then variant in the order given, then seed.
 
     Args:
-        folders: of runs, with evaluation.json, summary.json and train.jsonl.
+        folders: of runs, with evaluation.json, certificate.json, summary.json and train.jsonl.
         audits: made from the runs' explanations and rankings, in any order.
         stats: stats.json of every dataset.
 
@@ -60,6 +62,7 @@ def load_runs(folders: Sequence[Path], audits: Sequence[Path], stats: Sequence[P
 
 def _load(folder: Path, audits: dict[Any, Any], stats: dict[Any, Any]) -> Run:
     evaluation = _read(folder / "evaluation.json", read_json)
+    certificate = _read(folder / "certificate.json", read_json)
     summary = _read(folder / "summary.json", read_json)
     steps = _read(folder / "train.jsonl", read_jsonl)
     name = {key: _get(evaluation, key, folder / "evaluation.json") for key in IDENTITY}
@@ -68,6 +71,19 @@ def _load(folder: Path, audits: dict[Any, Any], stats: dict[Any, Any]) -> Run:
             raise UserError(
                 f"{folder / 'summary.json'}: {key} is {other!r}, but {name[key]!r} in "
                 "evaluation.json; train and evaluate the run again"
+            )
+    for role in COHORTS:
+        largest = [
+            _get(_get(document, role, path), "max_score_change", path)
+            for document, path in (
+                (certificate, folder / "certificate.json"),
+                (_get(evaluation, "drift", folder / "evaluation.json"), folder / "evaluation.json"),
+            )
+        ]
+        if largest[0] != largest[1]:
+            raise UserError(
+                f"{folder / 'certificate.json'}: max_score_change of {role} users is {largest[0]}, "
+                f"but {largest[1]} in evaluation.json; evaluate the run again"
             )
     curve = _get(evaluation, "curve", folder / "evaluation.json")
     if not curve or not all(
@@ -99,6 +115,7 @@ def _load(folder: Path, audits: dict[Any, Any], stats: dict[Any, Any]) -> Run:
         folder,
         **name,
         evaluation=evaluation,
+        certificate=certificate,
         summary=summary,
         steps=steps,
         audit=audits[inputs],
@@ -135,7 +152,7 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
     return content
 
 
-def _get(document: dict[str, Any], key: str, path: Path) -> Any:
-    if key not in document:
+def _get(document: Any, key: str, path: Path) -> Any:
+    if not isinstance(document, dict) or key not in document:
         raise UserError(f"{path}: {key!r} is missing; make it again")
     return document[key]

@@ -1,15 +1,15 @@
 """Evaluate a run on users it was not trained on: drift, served ranking, simulated clicks, texts.
 
 In: base LM, adapter snapshots, read-out, ranker states, dataset. Out: evaluation.json,
-explanations.jsonl (every text, before training and at each snapshot) and rankings.parquet (served
-top 10 before and after). The slates explained are those of the untrained adapter, so click rates
+certificate.json (what the ranking was promised, and what was measured), explanations.jsonl (every
+text, before training and at each snapshot) and rankings.parquet (served top 10 before and after). The slates explained are those of the untrained adapter, so click rates
 differ between snapshots by the texts alone.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
@@ -19,38 +19,27 @@ import tyro
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import default_device, load_base
 from shielded_recrl.explainer.lm import adapter_parameters, hidden_size, load_adapter, prefix_states
-from shielded_recrl.explainer.prompts import Request
 from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import atomic, read_jsonl, write_json, write_jsonl
 from shielded_recrl.ranker.metrics import ranking_metrics, top_k
-from shielded_recrl.rl.rollout import decode, sample
-from shielded_recrl.rl.settings import EvaluationSettings, SamplingSettings
-from shielded_recrl.rl.simulator import (
-    ClaimIndex,
-    click_draws,
-    click_probability,
-    click_rates,
-    quality,
-    relevance,
-    user_bias,
-)
-from shielded_recrl.rl.text import words
-from shielded_recrl.shield.drift import drift
+from shielded_recrl.rl.rewards import composite, vocabulary
+from shielded_recrl.rl.settings import EvaluationSettings, RewardSettings, SamplingSettings
+from shielded_recrl.rl.slate import Slate
+from shielded_recrl.shield.certificate import Cohort, certify, cohort_scores
+from shielded_recrl.shield.merge import certify_merged
 from shielded_recrl.shield.serving import (
     RankerStates,
+    RankingHead,
     ReadOut,
     Serving,
     load_readout,
     load_states,
     read_tensors,
     served_scores,
-    top_items,
 )
-from shielded_recrl.shield.settings import RoleSettings
+from shielded_recrl.shield.settings import RoleSettings, ShieldSettings
+from shielded_recrl.shield.variants import load_shield
 from shielded_recrl.statistics import bootstrap, paired_bootstrap
-
-# Texts sampled at a time; the cache of keys and values grows with it.
-GENERATION_BATCH = 128
 
 
 def main(
@@ -67,7 +56,9 @@ def main(
     roles: Annotated[RoleSettings, tyro.conf.arg(name="")],
     sampling: Annotated[SamplingSettings, tyro.conf.arg(name="")],
     settings: Annotated[EvaluationSettings, tyro.conf.arg(name="")],
-    shield: Literal["none", "separate", "nullspace"] = "none",
+    shield: Annotated[ShieldSettings, tyro.conf.arg(name="shield")],
+    reward: Annotated[RewardSettings, tyro.conf.arg(name="reward")],
+    bases: Path | None = None,
     explanation_tokens: int = 32,
     precision: Precision = "fp32",
     roles_seed: int = 42,
@@ -88,27 +79,35 @@ def main(
         roles: how many users are protected and held out.
         sampling: how texts are sampled.
         settings: simulator and sizes.
-        shield: kind of the shield; `separate` ranks with the adapter off.
+        shield: what the run was trained under; `separate` ranks with the adapter off.
+        reward: weights of the reward of training.
+        bases: bases.safetensors, where the shield has some.
         explanation_tokens: longest explanation.
         precision: precision the base is served in.
         roles_seed: seed of roles, simulator and bootstrap, shared by all runs.
         seed: seed of this run's text sampling.
     """
     serving = Serving.load(data, base, templates, prompt, roles, roles_seed)
-    states, head = load_states(ranker), load_readout(readout)
-    model = load_adapter(load_base(base, precision, default_device()), run / "adapter")
-    if head.weight.shape[1] != hidden_size(model):
+    states, fitted = load_states(ranker), load_readout(readout)
+    model = load_base(base, precision, default_device())
+    if fitted.weight.shape[1] != hidden_size(model):
         raise UserError(
-            f"{readout}: made for hidden states of width {head.weight.shape[1]}, but the base LM "
+            f"{readout}: made for hidden states of width {fitted.weight.shape[1]}, but the base LM "
             f"has {hidden_size(model)}; fit the read-out again with this base"
         )
+    head = RankingHead.of(states, fitted)
+    cohorts = [
+        cohort(serving, states, users) for users in (serving.roles.protected, serving.roles.heldout)
+    ]
+    reference = tuple(cohort_scores(model, head, users) for users in cohorts)
+    model = load_adapter(model, run / "adapter")
     snapshots = load_snapshots(run / "snapshots.safetensors", set(adapter_parameters(model)))
     people = np.concatenate([serving.roles.protected, serving.roles.heldout])
     prefixes = [serving.prefix(user) for user in people]
 
     def served() -> np.ndarray:
         hidden = prefix_states(model, prefixes).numpy()
-        return served_scores(states.test_users[people], hidden, states.items, head)
+        return served_scores(states.test_users[people], hidden, states.items, fitted)
 
     with model.disable_adapter():
         scores = {0: served()}
@@ -117,13 +116,38 @@ def main(
     for step, weights in snapshots.items():
         set_adapter(model, weights)
         texts[step] = slate.explain(model, explanation_tokens, sampling, seed)
-        if shield == "separate":
+        if shield.kind == "separate":
             with model.disable_adapter():
                 scores[step] = served()
         else:
             scores[step] = served()
 
+    guard = load_shield(shield, model, serving, head, bases, seed)
+    options = {
+        "kind": shield.kind,
+        "alpha": settings.alpha,
+        "resamples": settings.bootstrap,
+        "seed": roles_seed,
+    }
+    certificate = certify(
+        model,
+        head,
+        *cohorts,
+        bases=guard and guard.bases,
+        side=guard.side if guard else "input",
+        reference=reference,
+        **options,
+    )
+    if shield.kind not in ("separate", "activated"):
+        certificate["merges"] = certify_merged(
+            base, run / "adapter", head, *cohorts, settings.merge, **options
+        )
+
     last = max(snapshots)
+    categories = vocabulary(serving.prompts.items)
+    rewards = [
+        composite(texts[step], slate.requests, categories, reward)["total"] for step in (0, last)
+    ]
     measured = {step: slate.measure(texts[step]) for step in texts}
     log = read_jsonl(run / "train.jsonl")
     quarter = log[-max(1, len(log) // 4) :]
@@ -131,8 +155,10 @@ def main(
         "dataset": dataset,
         "variant": variant,
         "seed": seed,
-        "gamma": head.gamma,
+        "gamma": fitted.gamma,
         **ranking_report(serving, states, people, scores, measured, settings, roles_seed),
+        "drift": {role: certificate[role] for role in ("protected", "heldout")},
+        "reward": reward_report(*rewards, slate.users, settings, roles_seed),
         "ctr": click_report(slate, measured[0], measured[last], settings, roles_seed),
         "text": {
             f"{name}_{when}": value
@@ -144,6 +170,7 @@ def main(
     write_jsonl(run / "explanations.jsonl", slate.rows(texts, measured))
     with atomic(run / "rankings.parquet") as partial:
         rankings(serving, people, {step: scores[step] for step in (0, last)}).write_parquet(partial)
+    write_json(run / "certificate.json", certificate)
     write_json(run / "evaluation.json", evaluation)
     clicks, heldout = evaluation["ctr"], evaluation["drift"]["heldout"]
     print(
@@ -178,111 +205,6 @@ def set_adapter(model: torch.nn.Module, weights: dict[str, np.ndarray]) -> None:
         parameter.copy_(torch.from_numpy(weights[name]))
 
 
-class Slate:
-    """The (user, item, position) triples explained to held-out users, and their simulated clicks."""
-
-    def __init__(
-        self,
-        serving: Serving,
-        scores: np.ndarray,
-        people: np.ndarray,
-        settings: EvaluationSettings,
-        seed: int,
-    ):
-        """
-        Args:
-            serving: histories, roles and prompts.
-            scores: served scores [U, I + 1] of the untrained adapter.
-            people: users of the rows of `scores`.
-            settings: simulator and sizes.
-            seed: seed of the simulator.
-        """
-        heldout = serving.roles.heldout
-        drawn = np.random.default_rng([seed, 1]).permutation(heldout)[: settings.users]
-        users = np.sort(drawn)
-        rows = len(people) - len(heldout) + np.searchsorted(heldout, users)
-        lists = top_items(scores[rows], serving.splits, "test", users, settings.items_per_user)
-        self.triples = [
-            (int(user), int(item), position)
-            for user, items in zip(users, lists, strict=True)
-            for position, item in enumerate(items, start=1)
-            if item > 0
-        ]
-        self.requests: list[Request] = [
-            serving.request(user, item) for user, item, _ in self.triples
-        ]
-        self.tokenizer = serving.prompts.tokenizer
-        self.settings = settings
-        self.index = ClaimIndex(serving.prompts.items)
-        self.relevance = relevance(serving.splits, [(u, i) for u, i, _ in self.triples])
-        self.bias = np.array([user_bias(u, settings.bias_scale, seed) for u, _, _ in self.triples])
-        self.draws = click_draws(self.triples, settings.sessions, seed)
-
-    @property
-    def users(self) -> np.ndarray:
-        """User of each triple."""
-        return np.array([user for user, _, _ in self.triples])
-
-    def explain(
-        self, model: torch.nn.Module, explanation_tokens: int, sampling: SamplingSettings, seed: int
-    ) -> list[str]:
-        """One explanation a triple."""
-        generator = torch.Generator().manual_seed(seed)
-        texts = []
-        for start in range(0, len(self.requests), GENERATION_BATCH):
-            batch = self.requests[start : start + GENERATION_BATCH]
-            rollout = sample(
-                model,
-                [request.prompt for request in batch],
-                self.tokenizer,
-                explanation_tokens,
-                sampling.temperature,
-                generator,
-                sampling.top_p,
-            )
-            texts += decode(rollout, self.tokenizer)
-        return texts
-
-    def measure(self, texts: list[str]) -> dict[str, np.ndarray]:
-        """Quality, click probability, click rate and words of each text."""
-        qualities = np.array(
-            [quality(t, r, self.index) for t, r in zip(texts, self.requests, strict=True)]
-        )
-        return {**self.clicks(qualities), "words": np.array([len(words(text)) for text in texts])}
-
-    def clicks(self, qualities: np.ndarray) -> dict[str, np.ndarray]:
-        """Click probability and click rate at given qualities."""
-        probability = click_probability(self.relevance, qualities, self.bias, self.settings)
-        return {
-            "quality": qualities,
-            "propensity": probability,
-            "clicks": click_rates(probability, self.draws),
-        }
-
-    def rows(
-        self, texts: dict[int, list[str]], measured: dict[int, dict[str, np.ndarray]]
-    ) -> list[dict[str, Any]]:
-        """Rows of explanations.jsonl."""
-        return [
-            {
-                "step": step,
-                "user": user,
-                "item": item,
-                "position": position,
-                "title": request.about.title,
-                "categories": list(request.about.categories),
-                "history": [past.title for past in request.history],
-                "text": text,
-                "quality": float(measured[step]["quality"][row]),
-                "propensity": float(measured[step]["propensity"][row]),
-            }
-            for step, batch in texts.items()
-            for row, ((user, item, position), request, text) in enumerate(
-                zip(self.triples, self.requests, batch, strict=True)
-            )
-        ]
-
-
 def ranking_report(
     serving: Serving,
     states: RankerStates,
@@ -292,7 +214,7 @@ def ranking_report(
     settings: EvaluationSettings,
     seed: int,
 ) -> dict[str, Any]:
-    """SASRec alone and the served ranking on held-out users at every snapshot; drift by role."""
+    """SASRec alone and the served ranking on held-out users at every snapshot."""
     relevant = serving.splits.relevant_mask("test", people)
     seen = serving.splits.seen_mask("test", people)
     no_readout = ReadOut(np.zeros((states.items.shape[1], 1)), 0.0)
@@ -324,17 +246,34 @@ def ranking_report(
             }
             for step in sorted(scores)
         ],
-        "drift": {
-            role: drift(
-                scores[0][rows],
-                scores[last][rows],
-                relevant[rows],
-                seen[rows],
-                resamples=settings.bootstrap,
-                seed=seed,
-            )
-            for role, rows in (("protected", protected), ("heldout", ~protected))
-        },
+    }
+
+
+def cohort(serving: Serving, states: RankerStates, users: np.ndarray) -> Cohort:
+    """Users as the certificate wants them: what they are served, and what they are to find."""
+    return Cohort(
+        prompts=[serving.prefix(user) for user in users],
+        offset=states.test_users[users].astype(np.float64) @ states.items[1:].T.astype(np.float64),
+        seen=serving.splits.seen_mask("test", users)[:, 1:],
+        relevant=serving.splits.relevant_mask("test", users)[:, 1:],
+    )
+
+
+def reward_report(
+    before: np.ndarray,
+    after: np.ndarray,
+    users: np.ndarray,
+    settings: EvaluationSettings,
+    seed: int,
+) -> dict[str, float]:
+    """Mean reward of held-out explanations, and its gain with a user-clustered interval."""
+    gain = paired_bootstrap(after - before, settings.bootstrap, seed, users)
+    return {
+        "before": float(before.mean()),
+        "after": float(after.mean()),
+        "gain": gain.mean,
+        "gain_low": gain.low,
+        "gain_high": gain.high,
     }
 
 

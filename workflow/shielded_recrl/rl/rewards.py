@@ -29,7 +29,7 @@ ECHO_WORDS = 5
 def composite(
     responses: Sequence[str],
     requests: Sequence[Request],
-    vocabulary: frozenset[str],
+    categories: frozenset[str],
     settings: RewardSettings,
 ) -> dict[str, np.ndarray]:
     """Components and their weighted sum, `total`, each float64 [n].
@@ -37,7 +37,7 @@ def composite(
     Args:
         responses: texts to be scored.
         requests: what each was asked.
-        vocabulary: all categories of the catalogue; naming a wrong one is an unsupported claim.
+        categories: all of the catalogue, see `vocabulary`; naming a wrong one is an unsupported claim.
         settings: weights.
     """
     rows = []
@@ -46,7 +46,7 @@ def composite(
         rows.append(
             (
                 length(text, settings.target_words),
-                relevance(text, request, vocabulary) * fluent,
+                relevance(text, request, categories) * fluent,
                 fluent,
             )
         )
@@ -56,20 +56,25 @@ def composite(
     return parts
 
 
+def vocabulary(items: Sequence[Item]) -> frozenset[str]:
+    """All categories of a catalogue."""
+    return frozenset(name for item in items for name in item.categories)
+
+
 def length(text: str, target: int) -> float:
     """Rises to 1 at `target` words, stays there to twice as many, falls to 0 at four times."""
     count = len(words(text))
     return float(min(count / target, 1.0, max(0.0, 2.0 - count / (2 * target))))
 
 
-def relevance(text: str, request: Request, vocabulary: frozenset[str]) -> float:
+def relevance(text: str, request: Request, categories: frozenset[str]) -> float:
     """Mean of three claims made - the item's title, a category of it, a history title that shares
     one - times the share of the named categories that item or history support."""
     tokens = words(text)
     title = _title_share(tokens, request.about)
     category = any(names(tokens, name) for name in request.about.categories)
     link = max((_link(tokens, past, request.about) for past in request.history), default=0.0)
-    return (title + category + link) / 3 * _precision(tokens, request, vocabulary)
+    return (title + category + link) / 3 * _precision(tokens, request, categories)
 
 
 def coherence(text: str, request: Request) -> float:
@@ -100,10 +105,10 @@ def _link(tokens: Sequence[str], past: Item, about: Item) -> float:
     return 1.0 if set(past.categories) & set(about.categories) else 0.5
 
 
-def _precision(tokens: Sequence[str], request: Request, vocabulary: frozenset[str]) -> float:
+def _precision(tokens: Sequence[str], request: Request, categories: frozenset[str]) -> float:
     supported = set(request.about.categories).union(*(past.categories for past in request.history))
     # A category word inside a named title is a name, not a claim.
     titles = words(" ".join(prompt_names(request)))
-    claimed = [name for name in vocabulary if names(tokens, name)]
+    claimed = [name for name in categories if names(tokens, name)]
     claimed = [name for name in claimed if name in supported or not names(titles, name)]
     return sum(name in supported for name in claimed) / len(claimed) if claimed else 1.0

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shielded_recrl.explainer.lm import causal_lm, pad_left, positions, trunk
+from shielded_recrl.explainer.lm import activation, causal_lm, pad_left, positions, trunk
 
 
 class Rollout(NamedTuple):
@@ -22,12 +22,15 @@ class Rollout(NamedTuple):
         mask: 1 on real tokens of both, [n, p + t].
         response: 1.0 on real response tokens, end-of-text included, [n, t].
         ended: whether the response reached end-of-text, bool [n].
+        request: tokens of each prompt that follow the prefix, where an activated adapter begins to
+            act, [n].
     """
 
     ids: Tensor
     mask: Tensor
     response: Tensor
     ended: Tensor
+    request: Tensor
 
     @property
     def tokens(self) -> Tensor:
@@ -48,6 +51,7 @@ def sample(
     temperature: float,
     generator: torch.Generator,
     top_p: float = 1.0,
+    request: Sequence[int] | None = None,
 ) -> Rollout:
     """Sample one response a prompt; stops early when all have ended.
 
@@ -59,22 +63,25 @@ def sample(
         temperature: of sampling.
         generator: on the CPU; the only source of randomness.
         top_p: nucleus threshold; 1 samples from the whole distribution.
+        request: tokens of each prompt that follow the prefix; all of them by default.
     """
     device = next(trunk(model).parameters()).device
     ids, mask = (tensor.to(device) for tensor in pad_left(prompts, tokenizer.pad_token_id))
     lm = causal_lm(model)
+    active = list(map(len, prompts)) if request is None else list(request)
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
     tokens, response, cache = [], [], None
     step_ids, step_positions = ids, positions(mask)
     for _ in range(max_new_tokens):
-        output = lm(
-            input_ids=step_ids,
-            attention_mask=mask,
-            position_ids=step_positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with activation(model, active if cache is None else [1] * len(active)):
+            output = lm(
+                input_ids=step_ids,
+                attention_mask=mask,
+                position_ids=step_positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         cache = output.past_key_values
         logits = nucleus(output.logits[:, -1].float().cpu() / temperature, top_p)
         drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator).to(device)
@@ -91,6 +98,7 @@ def sample(
         mask=mask,
         response=torch.stack(response, dim=1).float(),
         ended=~alive,
+        request=torch.tensor(active),
     )
 
 
@@ -119,12 +127,13 @@ def response_logits(model: nn.Module, rollout: Rollout) -> tuple[Tensor, Tensor]
     Returns:
         logits [n, t, vocabulary] and hidden states [n, t, d].
     """
-    output = trunk(model)(
-        input_ids=rollout.ids,
-        attention_mask=rollout.mask,
-        position_ids=positions(rollout.mask),
-        use_cache=False,
-    )
     t = rollout.response.shape[1]
+    with activation(model, rollout.request + t):
+        output = trunk(model)(
+            input_ids=rollout.ids,
+            attention_mask=rollout.mask,
+            position_ids=positions(rollout.mask),
+            use_cache=False,
+        )
     hidden = output.last_hidden_state[:, -t - 1 : -1]
     return causal_lm(model).get_output_embeddings()(hidden), hidden

@@ -1,5 +1,7 @@
 """Settings of the rl stage."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from shielded_recrl.settings import Settings
@@ -79,3 +81,10 @@ class EvaluationSettings(SimulatorSettings):
     users: int = Field(64, ge=2, description="Held-out users whose explanations are generated.")
     items_per_user: int = Field(2, ge=1, description="Top items explained to each of them.")
     bootstrap: int = Field(1000, ge=10, description="Resamples of the user-clustered bootstrap.")
+    alpha: float = Field(
+        0.05, gt=0, lt=1, description="Risk level of the certificate's bounds for held-out users."
+    )
+    merge: tuple[Literal["fp32", "bf16", "nf4"], ...] = Field(
+        ("fp32", "bf16", "nf4"),
+        description="Precisions in which the adapter is also certified after a merge.",
+    )

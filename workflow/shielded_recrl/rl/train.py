@@ -17,7 +17,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,14 +43,20 @@ from shielded_recrl.rl.ppo import (
     value_loss,
     whiten,
 )
-from shielded_recrl.rl.rewards import composite
+from shielded_recrl.rl.rewards import composite, vocabulary
 from shielded_recrl.rl.rollout import Rollout, decode, response_logits, sample
 from shielded_recrl.rl.settings import RLSettings
 from shielded_recrl.rl.text import words
-from shielded_recrl.shield.bases import load_bases
-from shielded_recrl.shield.nullspace import NullSpace
-from shielded_recrl.shield.serving import Serving, load_states, top_items
-from shielded_recrl.shield.settings import RoleSettings
+from shielded_recrl.shield.ranking_shield import RankingShield
+from shielded_recrl.shield.serving import (
+    RankingHead,
+    Serving,
+    load_readout,
+    load_states,
+    top_items,
+)
+from shielded_recrl.shield.settings import RoleSettings, ShieldSettings
+from shielded_recrl.shield.variants import load_shield
 
 
 def main(
@@ -67,8 +73,9 @@ def main(
     prompt: Annotated[PromptSettings, tyro.conf.arg(name="")],
     roles: Annotated[RoleSettings, tyro.conf.arg(name="")],
     settings: Annotated[RLSettings, tyro.conf.arg(name="")],
-    shield: Literal["none", "separate", "nullspace"] = "none",
+    shield: Annotated[ShieldSettings, tyro.conf.arg(name="shield")],
     bases: Path | None = None,
+    readout: Path | None = None,
     explanation_tokens: int = 32,
     precision: Precision = "fp32",
     roles_seed: int = 42,
@@ -89,39 +96,38 @@ def main(
         prompt: prompt lengths.
         roles: how many users are protected and held out.
         settings: PPO.
-        shield: kind of the shield.
-        bases: bases.safetensors, needed by the nullspace shield.
+        shield: what keeps training from moving the ranking.
+        bases: bases.safetensors, needed by the shields nullspace and random.
+        readout: readout.safetensors, needed by the shield ranker and by a penalty.
         explanation_tokens: longest explanation.
         precision: precision the base is served in.
         roles_seed: seed of the draw of protected and held-out users.
         seed: seed of this run.
     """
-    if shield == "nullspace" and bases is None:
-        raise UserError(
-            "bases: the nullspace shield needs --bases; collect them with `shield bases`"
-        )
     serving = Serving.load(data, base, templates, prompt, roles, roles_seed)
     model = load_adapter(load_base(base, precision, default_device()), adapter, trainable=True)
-    constraint = NullSpace(load_bases(bases)) if shield == "nullspace" else None
+    states = load_states(ranker)
+    head = RankingHead.of(states, load_readout(readout)) if readout else None
+    guard = load_shield(shield, model, serving, head, bases, seed)
     inputs = {
         **{name: data / f"{name}.parquet" for name in ("train", "valid", "test", "items")},
         **{name: templates / f"{name}.txt" for name in ("prefix", "request")},
-        **{"ranker": ranker, "base": base, "adapter": adapter, "bases": bases},
+        **{"ranker": ranker, "base": base, "adapter": adapter},
+        **{"bases": bases, "readout": readout},
     }
     identity = {
         "code": code_digest("shielded_recrl.rl.train"),
         "inputs": {name: sha256(path) for name, path in inputs.items() if path is not None},
-        "settings": [s.model_dump() for s in (prompt, roles, settings)],
-        "run": [dataset, variant, shield, explanation_tokens, precision, roles_seed, seed],
+        "settings": [s.model_dump() for s in (prompt, roles, settings, shield)],
+        "run": [dataset, variant, explanation_tokens, precision, roles_seed, seed],
     }
-    states = load_states(ranker)
     trainer = Trainer(
         model,
         serving,
         states.valid_users,
         states.items,
         settings,
-        constraint,
+        guard,
         explanation_tokens,
         seed,
     )
@@ -137,7 +143,7 @@ def main(
         if trainer.step % settings.checkpoint_every == 0 and trainer.step < settings.steps:
             save_progress(checkpoint, trainer.checkpoint(), owner)
 
-    trainer.export(out, dataset=dataset, variant=variant, shield=shield, fingerprint=owner)
+    trainer.export(out, dataset=dataset, variant=variant, kind=shield.kind, fingerprint=owner)
     checkpoint.unlink(missing_ok=True)
     first, last = trainer.log[0], trainer.log[-1]
     print(
@@ -167,7 +173,7 @@ class Trainer:
         users: np.ndarray,
         items: np.ndarray,
         settings: RLSettings,
-        constraint: NullSpace | None,
+        shield: RankingShield | None,
         explanation_tokens: int,
         seed: int,
     ):
@@ -177,16 +183,14 @@ class Trainer:
             serving: histories, roles and prompts.
             users, items: SASRec states [U + 1, d_r] after the train history, and embeddings.
             settings: PPO.
-            constraint: the null space lora_A is kept in, or None.
+            shield: what holds the ranking still while the adapter is trained, or None.
             explanation_tokens: longest response.
             seed: seed of the run.
         """
         self.model, self.serving, self.settings, self.seed = model, serving, settings, seed
         self.tokenizer = serving.prompts.tokenizer
         self.explanation_tokens = explanation_tokens
-        self.vocabulary = frozenset(
-            name for item in serving.prompts.items for name in item.categories
-        )
+        self.categories = vocabulary(serving.prompts.items)
         train = serving.roles.train
         self.slates = top_items(
             users[train] @ items.T, serving.splits, "valid", train, settings.slate
@@ -200,10 +204,10 @@ class Trainer:
         self.trained = {**self.parameters, **head}
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.learning_rate)
         self.value_optimizer = torch.optim.Adam(head.values(), lr=settings.value_learning_rate)
-        self.constraint = constraint
-        if constraint is not None:
-            constraint.attach(model)
-            constraint.hook(self.optimizer)
+        self.shield = shield
+        if shield is not None:
+            shield.attach(model)
+            shield.hook(self.optimizer)
         self.step = 0
         self.log: list[dict[str, Any]] = []
         self.snapshots: dict[str, Tensor] = {}
@@ -248,9 +252,10 @@ class Trainer:
             torch.Generator().manual_seed(
                 int(np.random.default_rng([self.seed, self.step, 1]).integers(2**62))
             ),
+            request=[len(request.prompt) - len(request.prefix) for request in requests],
         )
         texts = decode(rollout, self.tokenizer)
-        rewards = composite(texts, requests, self.vocabulary, settings.reward)
+        rewards = composite(texts, requests, self.categories, settings.reward)
         device = rollout.ids.device
         scores = torch.tensor(rewards["total"], dtype=torch.float32, device=device)
         scores = scores - settings.missing_eos_penalty * (~rollout.ended).float()
@@ -379,10 +384,11 @@ class Trainer:
                 state = self.state_of(name).setdefault(weight, {})
                 device = "cpu" if kind == "adam.step" else weight.device
                 state[kind.removeprefix("adam.")] = tensor.to(device)
+        if self.shield is not None:
+            updates = max(0, self.step - self.settings.value_warmup)
+            self.shield.step = updates * self.settings.epochs
 
-    def export(
-        self, out: Path, *, dataset: str, variant: str, shield: str, fingerprint: str
-    ) -> None:
+    def export(self, out: Path, *, dataset: str, variant: str, kind: str, fingerprint: str) -> None:
         """Write the run's folder."""
         from safetensors.torch import save_file
 
@@ -393,7 +399,7 @@ class Trainer:
         write_jsonl(out / "train.jsonl", self.log)
         trained = sum(weight.numel() for weight in self.parameters.values())
         every = sum(weight.numel() for weight in self.model.parameters())
-        leak = {} if self.constraint is None else {"leakage": self.constraint.leakage()}
+        leak = {} if self.shield is None else {"leakage": self.shield.leakage()}
         write_json(
             out / "summary.json",
             {
@@ -407,7 +413,7 @@ class Trainer:
                 "trainable_share": trained / every,
                 "adapter_sha256": sha256(out / "adapter" / "adapter_model.safetensors"),
                 "fingerprint": fingerprint,
-                "shield": {"kind": shield, **leak},
+                "shield": {"kind": kind, **leak},
             },
         )
 

@@ -1,30 +1,44 @@
 """Fit the read-out W on train users with the base LM, then choose gamma on the validation split.
 
 In: base LM, SASRec states, splits. Out: readout.safetensors (W [d_r, d], gamma) and readout.json
-with validation NDCG@10 of SASRec alone, the LM alone, and the served ranking at each gamma.
+with NDCG@10 of SASRec alone, the LM alone and the served ranking, on the validation split (which
+chose gamma) and on the test split of held-out users (which chose nothing).
 
-Held-out users take part in neither. W minimises the cross-entropy of the next item under softmax_i <W h(u), e(i)>, over the last
-positions of every train user's history, with h from the base LM (no adapter) and e frozen.
+W minimises the cross-entropy of the next item under softmax_i <W h(u), e(i)>, over the last
+positions of train users' train histories, with h from the base LM (no adapter) and e frozen.
+
+gamma is the ratio of the two weights of a stacking (Wolpert 1992; Breiman 1996): a and b >= 0
+maximise the likelihood of the validation items of users who are not held out,
+
+    P(i | u) = softmax_i ( a <s(u), e(i)> + b <W h(u), e(i)> )  over unseen items,
+
+and gamma = b / a. The temperature 1 / a changes no ranking, but has to be free: SASRec is surer of
+itself than it should be of what it was not trained on. The likelihood speaks of every item's
+probability, where NDCG@10 only counts who crosses a few ranks: it chooses with far less noise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 import tyro
 from torch import Tensor
+from torch.nn import functional as F
 
+from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import atomic, write_json
-from shielded_recrl.ranker.metrics import ranking_metrics
+from shielded_recrl.ranker.evaluation import BLOCK, evaluate_split
 from shielded_recrl.shield.serving import RankerStates, ReadOut, Serving, load_states, served_scores
 from shielded_recrl.shield.settings import RankingSettings
+from shielded_recrl.statistics import paired_bootstrap
 
-# Next-item examples taken from the end of each train user's history.
-POSITIONS = 6
+# Next-item examples taken from the end of each train user's history, at the most.
+POSITIONS = 30
 
 
 def main(
@@ -50,7 +64,7 @@ def main(
         prompt: prompt lengths.
         settings: roles and the fit.
         precision: precision the base is served in.
-        seed: seed of roles and of the order of examples.
+        seed: seed of roles, of the draw of examples and of their order.
     """
     from safetensors.numpy import save_file
 
@@ -61,10 +75,9 @@ def main(
     states = load_states(ranker)
     model = load_base(base, precision, default_device())
 
-    prefixes, targets = next_item_examples(serving)
-    hidden = prefix_states(model, prefixes)
+    prefixes, targets = next_item_examples(serving, settings.examples, seed)
     weight = fit_readout(
-        hidden,
+        prefix_states(model, prefixes),
         torch.tensor(targets),
         torch.from_numpy(states.items),
         weight_decay=settings.weight_decay,
@@ -72,18 +85,20 @@ def main(
         seed=seed,
     ).numpy()
 
-    users = np.setdiff1d(serving.splits.evaluable("valid"), serving.roles.heldout)
-    validation = prefix_states(model, [serving.prefix(user, "valid") for user in users]).numpy()
+    def cohort(users: np.ndarray, split: str) -> Cohort:
+        hidden = prefix_states(model, [serving.prefix(user, split) for user in users])
+        return Cohort(serving, states, split, users, hidden.numpy())
+
+    validation = cohort(validation_users(serving, settings.validation_users, seed), "valid")
+    gamma = settings.gamma
+    if gamma is None:
+        gamma = stacked_gamma(lambda: validation.choices(weight), max(settings.gammas))
+    readout = ReadOut(weight, gamma)
     curve = {
-        gamma: _validation_ndcg(serving, states, users, validation, ReadOut(weight, gamma))
-        for gamma in sorted(
-            {0.0, *settings.gammas, *[settings.gamma] * (settings.gamma is not None)}
-        )
+        value: float(validation.ndcg(ReadOut(weight, value)).mean())
+        for value in sorted({0.0, *settings.gammas, gamma})
     }
-    alone = _validation_ndcg(serving, states, users, validation, ReadOut(weight, 1.0), lm_only=True)
-    gamma = (
-        settings.gamma if settings.gamma is not None else max(curve, key=lambda g: (curve[g], -g))
-    )
+    chosen = validation.compare(readout)
 
     with atomic(out) as partial:
         save_file({"weight": weight, "gamma": np.array(gamma)}, partial)
@@ -92,28 +107,68 @@ def main(
         {
             "gamma": gamma,
             "chosen_on": "validation" if settings.gamma is None else "config",
-            "users": len(users),
             "examples": len(targets),
-            "sasrec_alone": curve[0.0],
-            "lm_alone": alone,
+            **chosen,
             "served": [{"gamma": g, "ndcg@10": value} for g, value in curve.items()],
+            "heldout": cohort(serving.roles.heldout, "test").compare(readout),
         },
     )
     print(
-        f"{out}: gamma {gamma:g}; validation NDCG@10 SASRec {curve[0.0]:.4f}, "
-        f"LM alone {alone:.4f}, served {curve[gamma]:.4f}"
+        f"{out}: gamma {gamma:g}; validation NDCG@10 SASRec {chosen['sasrec_alone']:.4f}, "
+        f"LM alone {chosen['lm_alone']:.4f}, served {curve[gamma]:.4f}"
     )
 
 
-def next_item_examples(serving: Serving) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Prefixes and next items from the train histories of train users."""
+def next_item_examples(
+    serving: Serving, examples: int, seed: int
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Prefixes and next items from the train histories of train users.
+
+    Args:
+        serving: the dataset.
+        examples: how many at the most; a seeded draw where there are more.
+        seed: seed of the draw.
+
+    Raises:
+        UserError: no train user has two train interactions.
+    """
+    users = serving.roles.train
+    lengths = serving.splits.train.lengths[users]
+    counts = np.clip(lengths - 1, 0, POSITIONS)
+    owners = np.repeat(users, counts)
+    ends = np.repeat(lengths - np.cumsum(counts), counts) + np.arange(len(owners))
+    if not len(owners):
+        raise UserError(
+            "ranking: no train user has two train interactions, so there is no next item to fit "
+            "the read-out to; lower ranking.heldout_users or add data"
+        )
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(owners))[:examples])
     prefixes, targets = [], []
-    for user in serving.roles.train:
+    for user, end in zip(owners[drawn].tolist(), ends[drawn].tolist(), strict=True):
         items = serving.splits.train[user].tolist()
-        for position in range(max(1, len(items) - POSITIONS), len(items)):
-            prefixes.append(serving.prompts.prefix(items[:position])[0])
-            targets.append(items[position])
+        prefixes.append(serving.prompts.prefix(items[:end])[0])
+        targets.append(items[end])
     return prefixes, targets
+
+
+def validation_users(serving: Serving, most: int, seed: int) -> np.ndarray:
+    """Users with something new in the validation split who are not held out, ascending.
+
+    Args:
+        serving: the dataset.
+        most: how many at the most; a seeded draw where there are more.
+        seed: seed of the draw.
+
+    Raises:
+        UserError: there is none.
+    """
+    users = np.setdiff1d(serving.splits.evaluable("valid"), serving.roles.heldout)
+    if not len(users):
+        raise UserError(
+            "ranking.heldout_users: everybody with a new item in the validation split is held out, "
+            "so nobody is left to choose gamma; lower it or add data"
+        )
+    return np.sort(np.random.default_rng(seed).permutation(users)[:most])
 
 
 def fit_readout(
@@ -124,46 +179,147 @@ def fit_readout(
     weight_decay: float,
     epochs: int,
     seed: int,
-    learning_rate: float = 1e-2,
+    learning_rate: float = 0.03,
     batch_size: int = 256,
 ) -> Tensor:
-    """W [d_r, d] by AdamW on the full-catalogue cross-entropy.
+    """W [d_r, d] by Adam on the full-catalogue cross-entropy with an L2 penalty.
+
+    W = V P, and V is what is fitted and penalised: P makes the states standardised ones and a
+    constant, see `standardiser`. The penalty is weight_decay ||V||^2 beside the summed
+    cross-entropy, the log density of a Gaussian prior; the constant's column is free.
 
     Args:
         hidden: h [n, d].
         targets: next items [n], from 1.
         items: e [I + 1, d_r]; row 0 is padding and no candidate.
-        weight_decay: decoupled weight decay.
+        weight_decay: weight of the penalty.
         epochs: passes over the examples.
         seed: seed of the order of examples.
-        learning_rate: AdamW learning rate.
+        learning_rate: Adam learning rate at the start; it falls linearly to 0.
         batch_size: examples in a step.
     """
-    weight = torch.zeros(items.shape[1], hidden.shape[1], requires_grad=True)
-    optimizer = torch.optim.AdamW([weight], lr=learning_rate, weight_decay=weight_decay)
+    transform = standardiser(hidden)
+    inputs = hidden @ transform.T
+    weight = torch.zeros(items.shape[1], inputs.shape[1], requires_grad=True)
+    optimizer = torch.optim.Adam([weight], lr=learning_rate)
+    steps = epochs * -(-len(hidden) // batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for batch in torch.randperm(len(hidden), generator=generator).split(batch_size):
-            logits = hidden[batch] @ weight.T @ items[1:].T
-            loss = torch.nn.functional.cross_entropy(logits, targets[batch] - 1)
+            logits = inputs[batch] @ weight.T @ items[1:].T
+            penalty = weight_decay * weight[:, :-1].square().sum() / len(hidden)
+            loss = F.cross_entropy(logits, targets[batch] - 1) + penalty
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return weight.detach()
+            schedule.step()
+    return weight.detach() @ transform
 
 
-def _validation_ndcg(
-    serving: Serving,
-    states: RankerStates,
-    users: np.ndarray,
-    hidden: np.ndarray,
-    readout: ReadOut,
-    lm_only: bool = False,
-) -> float:
-    sasrec = states.valid_users[users] * (0.0 if lm_only else 1.0)
-    scores = served_scores(sasrec, hidden, states.items, readout)
-    masks = (
-        serving.splits.relevant_mask("valid", users),
-        serving.splits.seen_mask("valid", users),
-    )
-    return float(ranking_metrics(scores, *masks).ndcg.mean())
+def standardiser(hidden: Tensor) -> Tensor:
+    """P [d + 1, d]: P h is h of zero mean and unit deviation, and last a constant of about 1.
+
+    The states at one template token have most of their length in common. That is a constant
+    a'h of about 1 (least squares), so that (h - mean a'h) / deviation is linear in h: score(u, i)
+    needs no bias term, and centring costs nothing in the read-out.
+
+    Args:
+        hidden: h [n, d].
+    """
+    states = hidden.double()
+    mean, deviation = states.mean(dim=0), states.std(dim=0, correction=0)
+    constant = torch.linalg.lstsq(states, states.new_ones(len(states), 1)).solution.T
+    centred = torch.eye(len(mean), dtype=states.dtype) - mean[:, None] * constant
+    # A direction that hardly varies is not blown up to a feature of its own.
+    scale = deviation.clamp(min=1e-3 * deviation.max().item()).clamp(min=1e-12)
+    return torch.cat([centred / scale[:, None], constant]).to(hidden.dtype)
+
+
+class Choices(NamedTuple):
+    """Scores of the catalogue for a block of users, and what these users took from it."""
+
+    sasrec: Tensor  # <s, e>, float64 [B, I + 1]
+    lm: Tensor  # <W h, e>, float64 [B, I + 1]
+    excluded: Tensor  # padding and what a user had already, bool [B, I + 1]
+    rows: Tensor  # row of each item taken [n]
+    items: Tensor  # item taken [n], not excluded
+
+
+def stacked_gamma(blocks: Callable[[], Iterator[Choices]], largest: float) -> float:
+    """gamma = b / a of the weights of most likelihood, three digits, within 0 and `largest`.
+
+    The log likelihood is concave in (a, b). Where b is negative the LM adds nothing: 0.
+
+    Args:
+        blocks: gives the validation users' scores and choices, block by block, as often as asked.
+        largest: bound of gamma; also the answer where SASRec adds nothing to the LM.
+    """
+    weights = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
+    count = sum(len(block.items) for block in blocks())
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        total = torch.zeros((), dtype=torch.float64)
+        for block in blocks():
+            logits = weights[0] * block.sasrec + weights[1] * block.lm
+            logits = logits.masked_fill(block.excluded, -torch.inf)
+            taken = logits[block.rows, block.items].sum()
+            part = (logits.logsumexp(dim=1)[block.rows].sum() - taken) / count
+            part.backward()
+            total += part.detach()
+        return total
+
+    solver.step(loss)
+    a, b = weights.tolist()
+    if b <= 0:
+        return 0.0
+    return float(f"{min(b / a, largest) if a > 0 else largest:.3g}")
+
+
+class Cohort(NamedTuple):
+    """Users before a split: SASRec states, LM states, and how the served scores rank for them."""
+
+    serving: Serving
+    states: RankerStates
+    split: str
+    users: np.ndarray  # ids, ascending [U]
+    hidden: np.ndarray  # h [U, d]
+
+    def choices(self, weight: np.ndarray) -> Iterator[Choices]:
+        """Scores and choices under a read-out W [d_r, d], a block of users at a time."""
+        splits, items = self.serving.splits, self.states.items
+        size = max(1, BLOCK // len(items))
+        for start in range(0, len(self.users), size):
+            some = slice(start, start + size)
+            users, hidden = self.users[some], self.hidden[some]
+            excluded = splits.seen_mask(self.split, users)
+            excluded[:, 0] = True
+            rows, taken = np.nonzero(splits.relevant_mask(self.split, users))
+            sasrec = served_scores(self._sasrec(users), hidden, items, ReadOut(weight, 0.0))
+            lm = served_scores(0 * self._sasrec(users), hidden, items, ReadOut(weight, 1.0))
+            yield Choices(*map(torch.from_numpy, (sasrec, lm, excluded, rows, taken)))
+
+    def ndcg(self, readout: ReadOut, sasrec: float = 1.0) -> np.ndarray:
+        """NDCG@10 of each user [U]; `sasrec` weighs the SASRec states, 0 leaves the LM alone."""
+
+        def score(users: np.ndarray) -> np.ndarray:
+            hidden = self.hidden[np.searchsorted(self.users, users)]
+            return served_scores(sasrec * self._sasrec(users), hidden, self.states.items, readout)
+
+        return evaluate_split(self.serving.splits, self.split, score, self.users).ndcg
+
+    def compare(self, readout: ReadOut) -> dict[str, Any]:
+        """NDCG@10 of SASRec alone, the LM alone and both, and what the LM adds, with its interval."""
+        alone, served = self.ndcg(ReadOut(readout.weight, 0.0)), self.ndcg(readout)
+        return {
+            "users": len(self.users),
+            "sasrec_alone": float(alone.mean()),
+            "lm_alone": float(self.ndcg(ReadOut(readout.weight, 1.0), sasrec=0.0).mean()),
+            "served_ndcg@10": float(served.mean()),
+            "gain": paired_bootstrap(served - alone)._asdict(),
+        }
+
+    def _sasrec(self, users: np.ndarray) -> np.ndarray:
+        return getattr(self.states, f"{self.split}_users")[users]

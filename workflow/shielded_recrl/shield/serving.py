@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.prompts import PromptBuilder, Request, load_items
@@ -97,6 +99,33 @@ class ReadOut:
 
     weight: np.ndarray
     gamma: float
+
+
+@dataclass(frozen=True)
+class RankingHead:
+    """The LM's part of the served scores, gamma <W h, e(i)>, for gradients.
+
+    Attributes:
+        items: e [I, d_r].
+        weight: W [d_r, d].
+        gamma: weight of the read-out.
+    """
+
+    items: Tensor
+    weight: Tensor
+    gamma: float
+
+    @classmethod
+    def of(cls, states: RankerStates, readout: ReadOut) -> RankingHead:
+        """The head of a served ranking; the padding row of the items is left out."""
+        return cls(
+            torch.from_numpy(states.items[1:]), torch.from_numpy(readout.weight), readout.gamma
+        )
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Scores [n, I] of hidden states [n, d]."""
+        weight, items = (part.to(hidden.device) for part in (self.weight, self.items))
+        return self.gamma * (hidden.float() @ weight.T @ items.T)
 
 
 def load_readout(path: Path) -> ReadOut:

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from shielded_recrl.settings import Settings
 
+Kind = Literal["none", "separate", "activated", "nullspace", "ranker", "random"]
+Scope = Literal["all", "last_block"]
+
 
 class RoleSettings(Settings):
     """Who is protected, who is held out; everybody else trains."""
@@ -23,20 +26,48 @@ class RankingSettings(RoleSettings):
         None, ge=0, description="Weight of the read-out; null chooses it on the validation split."
     )
     gammas: tuple[float, ...] = Field(
-        (0.0, 0.1, 0.2, 0.5, 1.0, 2.0), description="Grid searched when gamma is null."
+        (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0),
+        min_length=1,
+        description="Values whose validation NDCG@10 is reported; the largest bounds the choice.",
     )
-    weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay of the read-out fit.")
-    epochs: int = Field(40, ge=1, description="Epochs of the read-out fit.")
-
-
-class ShieldSettings(Settings):
-    """What keeps explanation training from moving the ranking."""
-
-    kind: Literal["none", "separate", "nullspace"] = Field(
-        "nullspace",
-        description="none: nothing; separate: ranking with the adapter off; "
-        "nullspace: lora_A orthogonal to the protected inputs.",
+    weight_decay: float = Field(
+        10.0,
+        ge=0,
+        description="L2 penalty of the read-out on standardised states, beside the sum of losses.",
     )
+    epochs: int = Field(15, ge=1, description="Epochs of the read-out fit.")
+    examples: int = Field(
+        10_000, ge=1, description="Next-item examples of the read-out fit, at the most."
+    )
+    validation_users: int = Field(
+        10_000, ge=1, description="Users of the validation that chooses gamma, at the most."
+    )
+
+
+class BasisSettings(Settings):
+    """Which inputs of the protected prefixes a basis spans."""
+
     energy: float = Field(
         0.999, gt=0, le=1, description="Share of protected input energy the bases capture."
+    )
+    rank: int | None = Field(
+        None, ge=1, description="Directions of each basis; null takes as many as `energy` asks for."
+    )
+    weight: Literal["plain", "score"] = Field(
+        "plain", description="Energy of an input, plain or weighted by what it does to the scores."
+    )
+
+
+class ShieldSettings(BasisSettings):
+    """What keeps explanation training from moving the ranking."""
+
+    kind: Kind = Field(
+        "nullspace",
+        description="none: nothing; separate: ranking with the adapter off; activated: the adapter "
+        "acts after the prefix only; nullspace: lora_A orthogonal to the protected inputs; "
+        "ranker: lora_B orthogonal to what the ranking reads; random: nullspace with random bases.",
+    )
+    scope: Scope = Field("all", description="Decoder blocks that are adapted: all, or the last.")
+    penalty: float = Field(
+        0.0, ge=0, description="Weight of the score-matching penalty on protected prefixes."
     )

@@ -1,0 +1,169 @@
+"""The frontier: which numbers are drawn where, what is shaded, and that names can be read."""
+
+from itertools import combinations
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+from shielded_recrl.report import figures, frontier
+from shielded_recrl.report.columns import row
+from shielded_recrl.report.runs import load_runs
+from shielded_recrl.report.settings import ReportSettings
+from shielded_recrl.report.study import Cell
+
+SETTINGS = ReportSettings()
+VARIANTS = ("separate", "activated", "random", "ranker", "tight", "loose", "weighted", "matched")
+
+
+def rows_of(study):
+    return [row(run, SETTINGS) for run in load_runs(study.runs, study.audits, study.stats)]
+
+
+@pytest.fixture
+def rows(extended):
+    """Twelve variants on Books, most with two seeds."""
+    study = extended(
+        *(("books", v, seed) for v in VARIANTS for seed in (42, 43)), ("books", "mine", 42)
+    )
+    return [one for one in rows_of(study) if one["dataset"] == "books"]
+
+
+def of(rows, variant):
+    return [one for one in rows if one["variant"] == variant]
+
+
+def markers(axes, variant, mean):
+    """Points drawn in a variant's colour: the mean, or the seeds."""
+    colour, _ = figures.styles([variant])[variant]
+    (line,) = [
+        line
+        for line in axes.lines
+        if to_hex(line.get_color()).upper() == colour and (line.get_markersize() > 5) == mean
+    ]
+    return np.stack([line.get_xdata(), line.get_ydata()], axis=1)
+
+
+def test_points_are_means_and_dots_are_seeds(rows):
+    above, below = frontier.figure(rows).axes
+    own = of(rows, "no_proj")
+    gains = [one["heldout_reward_gain"] for one in own]
+    changed = [1 - one["drift_heldout_top10_identical"] for one in own]
+    moved = [abs(one["ndcg_change"]) for one in own]
+    for axes, drifts in ((above, changed), (below, moved)):
+        assert np.allclose(markers(axes, "no_proj", mean=False), np.stack([drifts, gains], axis=1))
+        assert np.allclose(markers(axes, "no_proj", True), [[np.mean(drifts), np.mean(gains)]])
+
+
+def test_exact_variants_stand_at_zero_without_an_interval_of_drift(rows):
+    above, below = frontier.figure(rows).axes
+    for variant in ("separate", "activated"):
+        for axes in (above, below):
+            assert (markers(axes, variant, mean=False)[:, 0] == 0).all()
+        colour = to_rgb(figures.styles([variant])[variant][0])
+        whiskers = [c for c in above.collections if np.allclose(c.get_color()[0][:3], colour)]
+        (ends,) = [whisker.get_segments()[0] for whisker in whiskers]
+        assert (ends[:, 0] == 0).all()
+        own = of(rows, variant)
+        assert ends[0, 1] == min(one["heldout_reward_gain_low"] for one in own)
+        assert ends[1, 1] == max(one["heldout_reward_gain_high"] for one in own)
+
+
+def test_whiskers_of_drift_are_the_hull_of_the_seeds(rows):
+    one = frontier.point(
+        Cell("books", "no_proj", of(rows, "no_proj")), "drift_heldout_top10_changed"
+    )
+    own = of(rows, "no_proj")
+    assert one.drift_hull == (
+        min(r["drift_heldout_top10_changed_low"] for r in own),
+        max(r["drift_heldout_top10_changed_high"] for r in own),
+    )
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [((0.1, 0.3), (0.1, 0.3)), ((-0.3, -0.1), (0.1, 0.3)), ((-0.1, 0.3), (0.0, 0.3))],
+)
+def test_intervals_of_an_absolute_value(interval, expected):
+    assert frontier.magnitude(*interval) == expected
+
+
+def shaded(axes):
+    colour = to_rgb(frontier.GOAL_COLOUR)
+    return [p for p in axes.patches if isinstance(p, Rectangle) and p.get_facecolor()[:3] == colour]
+
+
+def test_the_goal_is_shaded_and_explained(rows):
+    drawn = frontier.figure(rows)
+    gain = np.mean([one["heldout_reward_gain"] for one in of(rows, "no_proj")])
+    for axes, limit in zip(drawn.axes, (0.05, 0.001), strict=True):
+        (area,) = shaded(axes)
+        assert area.get_x() + area.get_width() == pytest.approx(limit)
+        assert area.get_y() == pytest.approx(0.9 * gain)
+        assert area.get_x() < axes.get_xlim()[0]
+        assert area.get_y() + area.get_height() > axes.get_ylim()[1]
+    dashed = [line for line in drawn.axes[1].lines if line.get_linestyle() == "--"]
+    assert [line.get_xdata()[0] for line in dashed] == [0.001]
+    assert "goal: 90% of the reward gain of no_proj" in texts(drawn)
+
+
+def texts(drawn):
+    return " ".join(text.get_text() for text in drawn.legends[0].get_texts())
+
+
+def test_there_is_no_goal_without_the_unshielded_variant(rows):
+    others = [one for one in rows if one["variant"] != "no_proj"]
+    lost = [
+        {**one, "heldout_reward_gain": -0.1} if one["variant"] == "no_proj" else one for one in rows
+    ]
+    for some in (others, lost):
+        drawn = frontier.figure(some)
+        assert not any(shaded(axes) for axes in drawn.axes)
+        assert "goal" not in texts(drawn)
+
+
+def test_every_variant_is_named_inside_its_panel_and_names_keep_apart(rows):
+    drawn = frontier.figure(rows)
+    names = {one["variant"] for one in rows}
+    assert len(names) == 14
+    drawn.draw_without_rendering()
+    for axes in drawn.axes:
+        labels = [text for text in axes.texts if text.get_text() in names]
+        assert {text.get_text() for text in labels} == names
+        # Of the text alone, without its line.
+        boxes = [Text.get_window_extent(text) for text in labels]
+        panel = axes.get_window_extent()
+        assert all(panel.contains(*box.min) and panel.contains(*box.max) for box in boxes)
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_a_column_of_panels_for_each_dataset(study):
+    drawn = frontier.figure(rows_of(study))
+    assert [axes.get_title() for axes in drawn.axes[:3]] == [
+        "Books (synthetic data)",
+        "MovieLens-25M (synthetic data)",
+        "Steam (synthetic data, unordered)",
+    ]
+    assert len(drawn.axes) == 6
+    # Zero has room on the left, and so has everybody on the right.
+    for axes in drawn.axes[:3]:
+        low, high = axes.get_xlim()
+        assert low < 0 < 1 < high
+
+
+def test_drawing_is_deterministic_and_leaves_the_defaults_alone(rows, tmp_path):
+    before = dict(mpl.rcParams)
+    for name in ("one", "two"):
+        figures.save(frontier.figure(rows), tmp_path / name)
+    assert dict(mpl.rcParams) == before
+    for kind in ("png", "pdf"):
+        one, two = ((tmp_path / f"{name}.{kind}").read_bytes() for name in ("one", "two"))
+        assert one == two
+
+
+def test_one_run_is_enough(study):
+    drawn = frontier.figure(rows_of(study)[:1])
+    assert len(drawn.axes) == 2

@@ -1,0 +1,111 @@
+"""Score matching on the protected prompts, for what a partial basis lets through.
+
+With h(D) the final hidden state at a prompt's last token under adapter D, and head(h) the scores
+it gives the items, the penalty is
+
+    weight * mean over prompts and items of (head(h(D)) - head(h(0)))^2 / v
+
+where v, the variance of head(h(0)) over items, averaged over prompts, makes it free of units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.lm import prefix_states, switch_off_dropout, trunk
+
+Head = Callable[[Tensor], Tensor]
+
+
+class ScorePenalty:
+    """The penalty of a PEFT model, on a minibatch of the protected prompts at a time."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        head: Head,
+        weight: float,
+        seed: int,
+        batch_size: int = 32,
+    ):
+        """Run the prompts once with the adapter off.
+
+        Args:
+            model: PEFT model.
+            prompts: protected token ids.
+            head: hidden states [n, d] -> scores [n, I].
+            weight: weight of the penalty.
+            seed: seed of the order of the prompts.
+            batch_size: prompts in one loss.
+
+        Raises:
+            UserError: the head gives all items of every prompt the same score.
+        """
+        self.model, self.prompts, self.head = model, list(prompts), head
+        self.weight, self.seed, self.batch_size = weight, seed, batch_size
+        with dropout_off(model), model.disable_adapter():
+            self.base_states = prefix_states(model, self.prompts, batch_size)
+        self.variance = self._variance()
+        if not self.variance > 0:
+            raise UserError(
+                "penalty: the head gives all items the same score, so there is nothing to match; "
+                "set the penalty to 0 or gamma above 0"
+            )
+
+    def loss(self, step: int) -> Tensor:
+        """The penalty [] of the minibatch of one step, with its gradient.
+
+        Every pass over the prompts has its own order, keyed by (seed, pass): a resumed run sees
+        the same minibatches.
+        """
+        rows = self.rows(step)
+        with dropout_off(self.model):
+            hidden = _last_states(self.model, [self.prompts[row] for row in rows])
+        base = self.base_states[rows].to(hidden.device)
+        change = self.head(hidden) - self.head(base)
+        return self.weight * change.square().mean() / self.variance
+
+    def rows(self, step: int) -> list[int]:
+        """Which prompts make up the minibatch of a step."""
+        batches = -(-len(self.prompts) // self.batch_size)
+        one_pass, batch = divmod(step, batches)
+        order = np.random.default_rng([self.seed, one_pass]).permutation(len(self.prompts))
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+    @torch.no_grad()
+    def _variance(self) -> float:
+        device = next(trunk(self.model).parameters()).device
+        parts = [
+            self.head(states.to(device)).var(dim=1, correction=0)
+            for states in self.base_states.split(self.batch_size)
+        ]
+        return float(torch.cat(parts).mean())
+
+
+@contextmanager
+def dropout_off(model: nn.Module) -> Iterator[None]:
+    """No dropout inside, and each module's mode as it was afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    switch_off_dropout(model)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _last_states(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Final hidden states [n, d] at the last token of each prompt, with their gradient."""
+    device = next(trunk(model).parameters()).device
+    longest = max(map(len, prompts))
+    ids = torch.tensor([list(row) + [0] * (longest - len(row)) for row in prompts], device=device)
+    last = torch.tensor([len(row) - 1 for row in prompts], device=device)
+    hidden = trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden[torch.arange(len(prompts), device=device), last].float()
