@@ -83,8 +83,8 @@ def measure_training(results: dict, options: argparse.Namespace) -> None:
 def measure_memory(results: dict, options: argparse.Namespace) -> None:
     """Measure the peak memory of the settings whose requests were timed."""
     for setting in results["serving"]:
-        for mode, found in setting["modes"].items():
-            found["peak_bytes"] = peak_memory(setting, mode, options.threads)
+        for mode, peak in peak_memory(setting, options.threads).items():
+            setting["modes"][mode]["peak_bytes"] = peak
         save(results, options.out)
 
 
@@ -185,20 +185,20 @@ def processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def peak_memory(setting: dict, mode: str, threads: int) -> int:
-    """Bytes that a process of its own takes to serve by one mode.
+def peak_memory(setting: dict, threads: int) -> dict[str, int]:
+    """Mode -> bytes that a process of its own takes to serve by it.
 
     Raises:
-        UserError: the process fails.
+        UserError: a process fails.
     """
     command = [sys.executable, HERE / "serving.py", setting["model"], setting["precision"]]
-    command += [str(setting["batch"]), mode, f"--threads={threads}"]
+    command += [str(setting["batch"]), f"--threads={threads}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"memory of {mode}, {setting['model']}: {last}")
-    return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
+        raise UserError(f"memory, {setting['model']}: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def save(results: dict, out: Path) -> None:

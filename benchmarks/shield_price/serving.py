@@ -1,7 +1,7 @@
 """The modes of serving one request: rank from the prefix, then explain an item.
 
-In: a shape, from which a random Llama is made. Run as a program, it prints the memory that one
-mode needs in a process of its own, as a line of JSON.
+In: a shape, from which a random Llama is made. Run as a program, it prints the peak memory
+of every mode as a line of JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -332,12 +333,12 @@ def cache_bytes(cache: DynamicCache) -> int:
 
 
 @torch.inference_mode()
-def peak_memory(shape: Shape, precision: str, batch: int, mode: Mode) -> int:
+def peak_memory(shape: Shape, precision: str, batch: int, name: str) -> int:
     """Bytes that serving a request takes above a process that served a tiny one; Linux only.
 
     Weights, cache and whatever a forward pass allocates are in it; loading is not.
     """
-    tiny = SHAPES["tiny"]
+    tiny, mode = SHAPES["tiny"], MODES[name]
     mode.serve(build(tiny, precision, mode.models), prompt(tiny, batch, 0), Watch())
     before = _resident("VmRSS")
     models = build(shape, precision, mode.models)
@@ -360,18 +361,18 @@ def _reset_peak() -> None:
 
 
 def main() -> None:
-    """Print the memory of one mode."""
+    """Print the peak memory of every mode, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("precision", choices=PRECISIONS)
     parser.add_argument("batch", type=int)
-    parser.add_argument("mode", choices=MODES)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    mode = MODES[options.mode]
-    peak = peak_memory(SHAPES[options.shape], options.precision, options.batch, mode)
-    print(json.dumps({"peak_bytes": peak}))
+    asked = (SHAPES[options.shape], options.precision, options.batch)
+    # Forked before PyTorch has run anything: each process starts with the same, nothing but code.
+    with get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        print(json.dumps({mode: pool.apply(peak_memory, (*asked, mode)) for mode in MODES}))
 
 
 if __name__ == "__main__":

@@ -348,6 +348,13 @@ def test_randomised_equals_full_where_the_spectrum_falls(dtype, energy, rank):
     torch.testing.assert_close(leading.norm(dim=1), torch.ones(len(leading)), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_one_strong_direction_hides_no_others(dtype):
+    """As the few massive activations of real LMs: all others together still hold 0.5%."""
+    moment, _ = spectrum([1.0, *[2e-5] * 255])
+    assert leading_basis(moment.to(dtype), 0.999).rank == pytest.approx(205, abs=1)
+
+
 def test_a_flat_spectrum_is_decomposed_in_full():
     """No subspace of half the width holds the energy asked for."""
     moment, _ = spectrum(torch.ones(64))
@@ -709,9 +716,8 @@ def test_a_missing_file_is_one_line(tmp_path):
 def command(world, out, **options) -> None:
     from shielded_recrl.shield.settings import BasisSettings
 
-    settings = BasisSettings(
-        **{n: options.pop(n) for n in list(options) if n in ("weight", "rank")}
-    )
+    chosen = {name: options.pop(name) for name in ("weight", "rank") if name in options}
+    settings = BasisSettings(energy=0.99, **chosen)
     module.main(
         data=world.data,
         base=world.base,
@@ -733,7 +739,12 @@ def test_the_command(world, tmp_path, capsys):
     serving = world.serving()
     prefixes = [serving.prefix(user) for user in serving.roles.protected]
     expected = collect_bases(
-        load_base(world.base, "fp32", CPU), prefixes, rank=3, seed=3, about={"revision": "abc"}
+        load_base(world.base, "fp32", CPU),
+        prefixes,
+        energy=0.99,
+        rank=3,
+        seed=3,
+        about={"revision": "abc"},
     )
     got = Bases.load(out)
     assert (got.groups, got.about) == (expected.groups, expected.about)
@@ -754,6 +765,7 @@ def test_the_command_with_score_weights(world, tmp_path):
     expected = collect_bases(
         load_base(world.base, "fp32", CPU),
         [serving.prefix(user) for user in serving.roles.protected],
+        energy=0.99,
         weight="score",
         head=head,
         seed=3,

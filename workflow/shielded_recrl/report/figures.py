@@ -38,16 +38,17 @@ STYLE = {
 DPI = 200
 KNOWN = (
     *("shielded", "no_proj", "separate", "kl0", "lora4", "long_expl", "random", "matched"),
-    *("tight", "ranker", "activated", "weighted", "loose", "penalty_only", "last_block"),
+    *("tight", "ranker", "activated", "weighted", "loose", "penalty_only", "all_blocks"),
+    "no_proj_all",
 )
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#331122", "#8800FF"),
-    *("#001177", "#772211", "#AACC77", "#773366", "#BB55FF", "#EE0055", "#5544BB"),
+    *("#001177", "#772211", "#AACC77", "#773366", "#BB55FF", "#EE0055", "#5544BB", "#808080"),
     # For the first names that are not known.
-    *("#808080", "#B8A900"),
+    *("#B8A900", "#00B8A9"),
 )
 # As many as there are known names; a tuple is a star of so many points.
-MARKERS = (*("o", "s", "^", "D", "v", "<", ">", "p", "*", "X", "P", "h", "d"), (4, 1, 0), (3, 1, 0))
+MARKERS = (*("o", "s", "^", "D", "v", "<", ">", "p", "*", "X", "P", "h", "d"), (4, 1, 0), (3, 1, 0), (6, 1, 0))
 Marker = str | tuple[int, int, int]
 Style = dict[str, tuple[str, Marker]]
 MARGIN = "0.88"

@@ -182,9 +182,11 @@ def _cut(
     trace = float(values.sum()) if trace is None else trace
     if trace <= 0:
         return Basis(vectors[:, :0].float().cpu())
-    # In squares, so that what is left out is the rounding of the fp32 inputs; or of an fp32 sum.
-    eps = torch.finfo(torch.float32).eps ** (2 if vectors.dtype == torch.float64 else 1)
-    numerical = int((values > values[0] * len(vectors) * eps).sum())
+    # Eigenvalues are squares. What is left out of a float64 sum is the rounding of fp32 inputs; of
+    # an fp32 sum, no more than its own.
+    eps = torch.finfo(torch.float32).eps
+    tolerance = len(vectors) * eps**2 if vectors.dtype == torch.float64 else eps
+    numerical = int((values > values[0] * tolerance).sum())
     captured = values.cumsum(0) / trace
     if rank is None:
         rank = numerical if energy >= 1 else int((captured < energy).sum()) + 1

@@ -311,7 +311,7 @@ class Cohort(NamedTuple):
         return evaluate_split(self.serving.splits, self.split, score, self.users).ndcg
 
     def compare(self, readout: ReadOut) -> dict[str, Any]:
-        """NDCG@10 of SASRec alone, the LM alone and both, and what the LM adds, with its interval."""
+        """NDCG@10 of SASRec, the LM and both, and what the LM adds to SASRec with its interval."""
         alone, served = self.ndcg(ReadOut(readout.weight, 0.0)), self.ndcg(readout)
         return {
             "users": len(self.users),

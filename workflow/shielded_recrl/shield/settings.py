@@ -48,7 +48,7 @@ class BasisSettings(Settings):
     """Which inputs of the protected prefixes a basis spans."""
 
     energy: float = Field(
-        0.999, gt=0, le=1, description="Share of protected input energy the bases capture."
+        0.9999, gt=0, le=1, description="Share of protected input energy the bases capture."
     )
     rank: int | None = Field(
         None, ge=1, description="Directions of each basis; null takes as many as `energy` asks for."
@@ -67,7 +67,7 @@ class ShieldSettings(BasisSettings):
         "acts after the prefix only; nullspace: lora_A orthogonal to the protected inputs; "
         "ranker: lora_B orthogonal to what the ranking reads; random: nullspace with random bases.",
     )
-    scope: Scope = Field("all", description="Decoder blocks that are adapted: all, or the last.")
+    scope: Scope = Field("last_block", description="Decoder blocks that are adapted: all, or the last.")
     penalty: float = Field(
         0.0, ge=0, description="Weight of the score-matching penalty on protected prefixes."
     )
