@@ -75,6 +75,8 @@ def other(name, field, value):
 
 
 def plain(kind, bounds):
+    if typing.get_origin(kind) is typing.Literal:
+        return st.sampled_from(typing.get_args(kind))
     if kind is bool:
         return st.booleans()
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))

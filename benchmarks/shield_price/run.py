@@ -222,7 +222,8 @@ def modes(setting: dict) -> list[dict]:
     """Medians of each mode, and its ratios to the base alone."""
     by_mode = {
         mode: sorted((row for row in setting["runs"] if row["mode"] == mode), key=_round)
-        for mode in setting["modes"]
+        for mode in serving.MODES
+        if mode in setting["modes"]
     }
     base = by_mode["base"]
     return [
@@ -341,14 +342,17 @@ def training_table(jobs: list[dict]) -> Iterator[str]:
     """What the shield adds to training."""
     yield "### A training step under the shield\n"
     yield (
-        "| model | rows x tokens | rank k of width d | shield | step, ms | hooks, ms "
+        "| model | rows x tokens | k/d | shield | step, ms | hooks, ms "
         "| hooks beside the step | quartiles | with over without, less 1 | quartiles "
         "| hooks beside a PPO step with rollouts |"
     )
     yield "|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|"
     for job in jobs:
         about = job["job"]
-        ranks = ", ".join(f"{rank}/{width}" for width, rank in about["ranks"].items())
+        ranks = ", ".join(
+            f"{rank}/{width}"
+            for width, rank in sorted(about["ranks"].items(), key=lambda pair: int(pair[0]))
+        )
         for row in overheads(job):
             own = row["variant"] != "without"
             hooks = f"**{percent(row['hooks'])}** | {between(row['hooks_spread'])}" if own else " |"
@@ -380,13 +384,13 @@ def chart(results: dict, path: Path) -> None:
     """A panel of stacked bars for each setting: the phases of a request, in units of the base."""
     settings = results["serving"]
     with matplotlib.rc_context({"svg.hashsalt": "shield_price", "svg.fonttype": "none"}):
-        columns = min(3, len(settings))
+        columns = min(2, len(settings))
         lines = -(-len(settings) // columns)
         figure = Figure(figsize=(3.3 * columns + 1.6, 2.5 * lines + 0.5), layout="constrained")
-        axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
+        axes = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
         for axis, setting in zip(axes, settings, strict=False):
             _panel(axis, setting)
-        for axis in list(axes)[len(settings) :]:
+        for axis in axes[len(settings) :]:
             axis.set_visible(False)
         handles = [Patch(color=COLOURS[p], label=p) for p in serving.PHASES]
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)

@@ -275,7 +275,7 @@ def measure(shape: Shape, precision: str, batch: int, rounds: int) -> tuple[dict
     names = list(MODES)
     for turn in range(rounds):
         asked = prompt(shape, batch, seed=turn + 1)
-        # Everybody is first once, and every other round goes backwards.
+        # The order moves on by one each round, and every other round goes backwards.
         order = [names[(turn + i) % len(names)] for i in range(len(names))]
         for name in order[:: -1 if turn % 2 else 1]:
             watch = Watch()

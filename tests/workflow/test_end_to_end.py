@@ -43,9 +43,10 @@ def test_training_moved_the_text_and_the_shield_held_the_protected_ranking(tiny)
 
 def test_figures_tables_logs_and_benchmarks_are_there(tiny):
     report = tiny.folder / "results/report"
-    for name in ("ctr_over_steps", "ndcg_over_steps", "ablation"):
+    for name in ("ctr_over_steps", "ndcg_over_steps", "ablation", "frontier"):
         assert (report / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (report / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert "promise" in (report / "certificates.md").read_text()
     for name in ("results", "drift"):
         assert r"\begin{tabular}" in (report / f"tables/{name}.tex").read_text()
     for stage in ("data", "ranker", "explainer", "shield", "rl", "audit", "report"):
@@ -69,7 +70,7 @@ def test_second_run_has_nothing_to_do(tiny):
 def test_report_is_one_page_with_the_figures(twin):
     twin.run("--report", "report.html")
     page = twin.read("report.html")
-    for name in ("aggregate_results.csv", "ctr_over_steps", "ndcg_over_steps", "ablation"):
+    for name in ("aggregate_results.csv", "ctr_over_steps", "ablation", "frontier"):
         assert name in page
 
 

@@ -67,4 +67,4 @@ def test_real_titles_reach_the_texts(real):
 
 def test_base_of_the_user_is_used_in_place(real):
     assert not (real.folder / "results/explainer/ml25m/stories260K/model").exists()
-    assert (real.folder / "results/explainer/ml25m/stories260K/lora-r16-a32").is_dir()
+    assert (real.folder / "results/explainer/ml25m/stories260K/lora-r16-a32-last_block").is_dir()

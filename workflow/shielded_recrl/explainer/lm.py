@@ -27,19 +27,27 @@ def hidden_size(model: nn.Module) -> int:
     return causal_lm(model).config.hidden_size
 
 
-def blocks(model: nn.Module) -> nn.ModuleList:
-    """The decoder blocks, first to last."""
-    depth = causal_lm(model).config.num_hidden_layers
-    return next(
-        module
-        for module in trunk(model).modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
+def blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Name in the causal LM -> decoder block, first to last.
+
+    Raises:
+        UserError: the model has no list of as many blocks as its config says.
+    """
+    lm = causal_lm(model)
+    count = lm.config.get_text_config().num_hidden_layers
+    for name, module in lm.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return {f"{name}.{index}": block for index, block in enumerate(module)}
+    raise UserError(
+        f"{type(lm).__name__}: it has no list of {count} decoder blocks; "
+        "choose a causal LM of transformers"
     )
 
 
 def last_block_linears(model: nn.Module) -> list[str]:
     """Names, in the causal LM, of the linear layers of the last decoder block."""
-    inside = set(blocks(model)[-1].modules())
+    *_, last = blocks(model).values()
+    inside = set(last.modules())
     return [
         name
         for name, layer in causal_lm(model).named_modules()

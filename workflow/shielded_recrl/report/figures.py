@@ -48,7 +48,12 @@ COLOURS = (
     *("#B8A900", "#00B8A9"),
 )
 # As many as there are known names; a tuple is a star of so many points.
-MARKERS = (*("o", "s", "^", "D", "v", "<", ">", "p", "*", "X", "P", "h", "d"), (4, 1, 0), (3, 1, 0), (6, 1, 0))
+MARKERS = (
+    *("o", "s", "^", "D", "v", "<", ">", "p", "*", "X", "P", "h", "d"),
+    (4, 1, 0),
+    (3, 1, 0),
+    (6, 1, 0),
+)
 Marker = str | tuple[int, int, int]
 Style = dict[str, tuple[str, Marker]]
 MARGIN = "0.88"

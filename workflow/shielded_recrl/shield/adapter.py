@@ -71,9 +71,7 @@ def active_adapter(model: nn.Module) -> str:
 
 def last_block(model: nn.Module) -> str:
     """What the names, in the base LM, of the last decoder block's modules begin with."""
-    last = blocks(model)[-1]
-    (name,) = (name for name, module in causal_lm(model).named_modules() if module is last)
-    return f"{name}."
+    return f"{list(blocks(model))[-1]}."
 
 
 def guard_gradients(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ import tyro
 from torch import Tensor, nn
 
 from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.lm import blocks
 from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import atomic
 from shielded_recrl.shield.basis import Basis, random_basis
@@ -28,7 +29,6 @@ from shielded_recrl.shield.moments import (
     Head,
     Prompts,
     belongs_to_adapter,
-    decoder_blocks,
     second_moments,
 )
 from shielded_recrl.shield.settings import BasisSettings, RoleSettings, Scope
@@ -217,7 +217,7 @@ def collect_bases(
         raise UserError("bases: weight score needs a head; pass head=...")
     if rank is None and not 0 < energy <= 1:
         raise UserError(f"bases: energy is {energy:g}; expected a share in (0, 1]")
-    count = len(decoder_blocks(model))
+    count = len(blocks(model))
     first = count - 1 if scope == "last_block" else 0
     groups: dict[str, str] = {}
     bases: dict[str, Basis] = {}

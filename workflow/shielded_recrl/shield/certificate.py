@@ -28,8 +28,10 @@ from torch import Tensor, nn
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.lm import (
+    blocks,
     causal_lm,
     hidden_size,
+    is_activated,
     prefix_states,
     switch_off_dropout,
     trunk,
@@ -47,7 +49,6 @@ from shielded_recrl.shield.moments import (
     Batch,
     Head,
     Window,
-    decoder_blocks,
     token_rows,
 )
 
@@ -292,7 +293,7 @@ def read_out_modules(model: nn.Module, prompts: Sequence[Sequence[int]]) -> set[
     All are in the last block: what an earlier one writes at any token is read by the next block's
     attention.
     """
-    window = Window(model, [len(decoder_blocks(model)) - 1])
+    window = Window(model, [len(blocks(model)) - 1])
     longest = sorted(prompts, key=len, reverse=True)[:PROBED_PROMPTS]
     groups, last_only = window.groups(Batch.of(longest, window.device), seed=0)
     return {name for name, group in groups.items() if group in last_only}
@@ -378,12 +379,6 @@ def _check_kind(
             "certify: the adapter is no activated LoRA and would act on the prefix; set "
             "alora_invocation_tokens in its LoraConfig and train it again"
         )
-
-
-def is_activated(model: nn.Module) -> bool:
-    """Whether the active adapter acts on the tokens after its invocation alone."""
-    config = model.peft_config[active_adapter(model)]
-    return bool(getattr(config, "alora_invocation_tokens", None))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.explainer.lm import load_adapter
+from shielded_recrl.explainer.lm import is_activated, load_adapter
 from shielded_recrl.explainer.settings import Precision
 from shielded_recrl.shield.bases import weights_sha256
 from shielded_recrl.shield.certificate import (
@@ -26,7 +26,6 @@ from shielded_recrl.shield.certificate import (
     adapter_sha256,
     certify,
     cohort_scores,
-    is_activated,
 )
 from shielded_recrl.shield.moments import Head
 

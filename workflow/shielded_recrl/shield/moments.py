@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.lm import blocks
 from shielded_recrl.shield.basis import Basis, smaller
 
 Head = Callable[[Tensor], Tensor]
@@ -40,7 +41,7 @@ PROBED_PROMPTS = 4
 def second_moments(
     model: nn.Module,
     prompts: Prompts,
-    blocks: Iterable[int],
+    indices: Iterable[int],
     *,
     head: Head | None = None,
     seed: int = 0,
@@ -55,7 +56,7 @@ def second_moments(
     Args:
         model: causal LM.
         prompts: token ids.
-        blocks: indices of neighbouring decoder blocks.
+        indices: of neighbouring decoder blocks.
         head: scores whose gradient weights the inputs; None weights all alike.
         seed, probes: of the Hutchinson estimate.
         batch_size: prompts in a forward pass.
@@ -65,7 +66,7 @@ def second_moments(
         moments: group -> moment.
         groups: module name in the base LM -> group.
     """
-    window = Window(model, blocks)
+    window = Window(model, indices)
     device = window.device
     longest = sorted(prompts, key=len, reverse=True)[:PROBED_PROMPTS]
     groups, last_only = window.groups(Batch.of(longest, device), seed)
@@ -194,25 +195,6 @@ def _cut(
     return smaller(vectors.cpu(), rank, min(float(captured[rank - 1]), 1.0))
 
 
-def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Name in the base LM -> decoder block, first to last.
-
-    Raises:
-        UserError: the model has no list of that many blocks as its config says.
-    """
-    from shielded_recrl.explainer.lm import causal_lm
-
-    lm = causal_lm(model)
-    count = lm.config.get_text_config().num_hidden_layers
-    for name, module in lm.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return {f"{name}.{index}": block for index, block in enumerate(module)}
-    raise UserError(
-        f"bases: {type(lm).__name__} has no list of {count} decoder blocks; "
-        "choose a causal LM of transformers"
-    )
-
-
 @dataclass(frozen=True)
 class Batch:
     """Right-padded prompts: causal attention never looks at the padding behind them."""
@@ -248,16 +230,16 @@ class Window:
     def __init__(self, model: nn.Module, indices: Iterable[int]):
         from shielded_recrl.explainer.lm import trunk
 
-        blocks = decoder_blocks(model)
-        names, indices = list(blocks), list(indices)
+        named = blocks(model)
+        names, indices = list(named), list(indices)
         self.trunk = trunk(model)
         self.device = next(self.trunk.parameters()).device
-        self.first = blocks[names[indices[0]]]
-        self.next = blocks[names[indices[-1] + 1]] if indices[-1] + 1 < len(names) else None
+        self.first = named[names[indices[0]]]
+        self.next = named[names[indices[-1] + 1]] if indices[-1] + 1 < len(names) else None
         self.linear = {
             name: module
             for index in indices
-            for name, module in _linear_layers(names[index], blocks[names[index]])
+            for name, module in _linear_layers(names[index], named[names[index]])
         }
 
     def groups(self, batch: Batch, seed: int) -> tuple[dict[str, str], set[str]]:

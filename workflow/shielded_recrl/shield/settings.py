@@ -67,7 +67,9 @@ class ShieldSettings(BasisSettings):
         "acts after the prefix only; nullspace: lora_A orthogonal to the protected inputs; "
         "ranker: lora_B orthogonal to what the ranking reads; random: nullspace with random bases.",
     )
-    scope: Scope = Field("last_block", description="Decoder blocks that are adapted: all, or the last.")
+    scope: Scope = Field(
+        "last_block", description="Decoder blocks that are adapted: all, or the last."
+    )
     penalty: float = Field(
         0.0, ge=0, description="Weight of the score-matching penalty on protected prefixes."
     )
