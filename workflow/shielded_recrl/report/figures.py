@@ -37,7 +37,7 @@ STYLE = {
 }
 DPI = 200
 KNOWN = (
-    *("shielded", "no_proj", "separate", "kl0", "lora4", "long_expl", "random", "matched"),
+    *("shielded", "no_proj", "separate", "kl0", "lora4", "long_expl", "random", "no_penalty"),
     *("tight", "ranker", "activated", "weighted", "loose", "penalty_only", "all_blocks"),
     "no_proj_all",
 )

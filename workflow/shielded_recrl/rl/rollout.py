@@ -72,8 +72,9 @@ def sample(
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
     tokens, response, cache = [], [], None
     step_ids, step_positions = ids, positions(mask)
-    for _ in range(max_new_tokens):
-        with activation(model, active if cache is None else [1] * len(active)):
+    # A step of decoding is one token, the last: counts beyond it are cut to it.
+    with activation(model, active):
+        for _ in range(max_new_tokens):
             output = lm(
                 input_ids=step_ids,
                 attention_mask=mask,
@@ -82,17 +83,17 @@ def sample(
                 use_cache=True,
                 logits_to_keep=1,
             )
-        cache = output.past_key_values
-        logits = nucleus(output.logits[:, -1].float().cpu() / temperature, top_p)
-        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator).to(device)
-        drawn = torch.where(alive[:, None], drawn, tokenizer.pad_token_id)
-        tokens.append(drawn)
-        response.append(alive)
-        mask = torch.cat([mask, alive[:, None].to(mask.dtype)], dim=1)
-        step_ids, step_positions = drawn, step_positions[:, -1:] + 1
-        alive = alive & (drawn[:, 0] != tokenizer.eos_token_id)
-        if not alive.any():
-            break
+            cache = output.past_key_values
+            logits = nucleus(output.logits[:, -1].float().cpu() / temperature, top_p)
+            drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator).to(device)
+            drawn = torch.where(alive[:, None], drawn, tokenizer.pad_token_id)
+            tokens.append(drawn)
+            response.append(alive)
+            mask = torch.cat([mask, alive[:, None].to(mask.dtype)], dim=1)
+            step_ids, step_positions = drawn, step_positions[:, -1:] + 1
+            alive = alive & (drawn[:, 0] != tokenizer.eos_token_id)
+            if not alive.any():
+                break
     return Rollout(
         ids=torch.cat([ids, *tokens], dim=1),
         mask=mask,

@@ -22,7 +22,7 @@ class Roles:
 def assign_roles(users: np.ndarray, settings: RoleSettings, seed: int) -> Roles:
     """Draw protected and held-out users; everybody who is not held out trains.
 
-    When there are fewer users than asked for, at most a third is protected and a third held out.
+    At most a third of the users is held out, and at most all others are protected.
 
     Args:
         users: ids of the users that can be evaluated (they have test interactions).
@@ -38,8 +38,8 @@ def assign_roles(users: np.ndarray, settings: RoleSettings, seed: int) -> Roles:
             "at least 3 are needed, so lower datasets.*.min_interactions or add data"
         )
     shuffled = np.random.default_rng(seed).permutation(np.sort(users))
-    protected = min(settings.protected_users, len(users) // 3)
     heldout = min(settings.heldout_users, len(users) // 3)
+    protected = min(settings.protected_users, len(users) - heldout)
     return Roles(
         protected=np.sort(shuffled[:protected]),
         heldout=np.sort(shuffled[protected : protected + heldout]),

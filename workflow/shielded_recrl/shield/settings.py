@@ -13,7 +13,7 @@ Scope = Literal["all", "last_block"]
 class RoleSettings(Settings):
     """Who is protected, who is held out; everybody else trains."""
 
-    protected_users: int = Field(128, ge=1, description="Users whose prefixes span the bases.")
+    protected_users: int = Field(256, ge=1, description="Users whose prefixes span the bases.")
     heldout_users: int = Field(
         128, ge=1, description="Users kept out of bases, read-out and rollouts."
     )
@@ -71,5 +71,5 @@ class ShieldSettings(BasisSettings):
         "last_block", description="Decoder blocks that are adapted: all, or the last."
     )
     penalty: float = Field(
-        0.0, ge=0, description="Weight of the score-matching penalty on protected prefixes."
+        3000.0, ge=0, description="Weight of the score-matching penalty on protected prefixes."
     )
