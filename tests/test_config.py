@@ -10,6 +10,7 @@ from snakemake.utils import update_config
 from shielded_recrl.config import Config, load_config
 from shielded_recrl.errors import UserError
 from shielded_recrl.schema import documents
+from shielded_recrl.shield.settings import ShieldSettings
 from shielded_recrl.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,6 +195,15 @@ def test_configs_of_the_tests_load(name):
             {"datasets": {"ml25m": {"source": "r.csv", "metadata": "download"}}, "study": []},
             "datasets.ml25m.metadata: the published zip is not fetched for its metadata alone",
         ),
+        (
+            {"variants": {"a": {"shield": {"kind": "separate", "penalty": 5}}}, "study": []},
+            "variants.a.shield.penalty: the kind separate cannot move the ranking",
+        ),
+        (
+            {"shield": {"kind": "activated"}, "variants": {"a": {"shield": {"penalty": 5}}}}
+            | {"study": []},
+            "variants.a.shield.penalty: the kind activated cannot move the ranking",
+        ),
         ({"variants": {"a-b": {}}, "study": []}, "variants.a-b: a variant's name has only"),
         (
             {"variants": {"a": {"rl": {"steps": 1}}}, "study": []},
@@ -222,3 +232,29 @@ def test_mistake_is_one_line_that_names_the_key(values, says):
 def test_local_folder_needs_no_revision():
     config = load_config({"explainer": {"base": "./models/mine"}})
     assert config.variant("shielded").explainer.base == "./models/mine"
+
+
+@pytest.mark.parametrize(
+    ("kind", "unread"),
+    [
+        ("none", {"energy", "rank", "weight"}),
+        ("separate", {"energy", "rank", "weight", "penalty"}),
+        ("activated", {"energy", "rank", "weight", "penalty"}),
+        ("ranker", {"weight"}),
+        ("random", set()),
+        ("nullspace", set()),
+    ],
+)
+def test_a_kind_has_defaults_where_it_reads_nothing(kind, unread):
+    """So the study's own settings do not reach it, and none of them is refused."""
+    base = {"energy": 0.9, "rank": None, "weight": "score", "scope": "all", "penalty": 5.0}
+    values = {"shield": base, "variants": {"a": {"shield": {"kind": kind}}}, "study": []}
+    got = load_config(values).variant("a").shield.model_dump()
+    plain = ShieldSettings(penalty=0.0).model_dump()
+    assert got == base | {"kind": kind} | {name: plain[name] for name in unread}
+
+
+def test_a_rank_leaves_the_energy_unread():
+    config = load_config({"shield": {"energy": 0.9, "rank": 3}})
+    got = config.variant("shielded").shield
+    assert (got.rank, got.energy) == (3, ShieldSettings().energy)

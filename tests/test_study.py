@@ -150,12 +150,13 @@ def test_variants_of_two_hub_bases_keep_their_commits():
     assert set(made.bases) == {"embedded", "org--lm", "org--lm-nf4"}
 
 
-def test_only_the_shield_that_reads_bases_waits_for_them():
+def test_only_the_shield_that_reads_a_file_waits_for_it():
     made = Study(Config(), {})
     assert "bases" in made.train_inputs("books", "shielded")
     assert "bases" not in made.train_inputs("books", "no_proj")
     assert "bases" not in made.train_inputs("books", "separate")
-    assert "readout" not in made.train_inputs("books", "shielded")
+    assert "readout" in made.train_inputs("books", "shielded")
+    assert "readout" not in made.train_inputs("books", "no_penalty")
     assert made.evaluate_inputs("books", "no_proj").keys() == {"readout", "base"}
 
 
@@ -168,3 +169,20 @@ def test_ablations_share_what_they_do_not_change():
     assert longer["readout"] != default["readout"]
     assert made.run_paths("books", "lora4")["readout"] == default["readout"]
     assert made.run_paths("books", "lora4")["adapter"] != default["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "rerun"),
+    [
+        ({"energy": 0.9}, {"shielded", "no_penalty", "random", "ranker", "all_blocks"}),
+        ({"weight": "score"}, {"shielded", "no_penalty", "random", "all_blocks"}),
+        ({"penalty": 5.0}, {"shielded", "all_blocks", "penalty_only"}),
+    ],
+)
+def test_a_shield_setting_reruns_the_variants_that_read_it(changed, rerun):
+    watched = (
+        *("shielded", "no_penalty", "random", "ranker", "all_blocks", "penalty_only"),
+        *("no_proj", "separate", "activated"),
+    )
+    before, after = study(), study(shield=changed)
+    assert {name for name in watched if before.run_flags(name) != after.run_flags(name)} == rerun

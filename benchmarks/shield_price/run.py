@@ -60,14 +60,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure_serving(results: dict, options: argparse.Namespace) -> None:
-    """Time the requests of every setting."""
-    results["serving"] = []
+    """Time the requests of every setting asked for, in place of what was known of it."""
     for name, precision, batch, rounds in options.setting:
         shape = serving.SHAPES[name]
         checks, rows = serving.measure(shape, precision, batch, rounds)
         about = {"model": name, "precision": precision, "batch": batch}
         tokens = [shape.prefix, shape.request, shape.answer]
-        results["serving"].append({**about, "tokens": tokens, **checks, "runs": rows})
+        found = {**about, "tokens": tokens, **checks, "runs": rows}
+        places = [
+            place for place, old in enumerate(results["serving"]) if about.items() <= old.items()
+        ]
+        if places:
+            results["serving"][places[0]] = found
+        else:
+            results["serving"].append(found)
         save(results, options.out)
 
 
@@ -81,8 +87,11 @@ def measure_training(results: dict, options: argparse.Namespace) -> None:
 
 
 def measure_memory(results: dict, options: argparse.Namespace) -> None:
-    """Measure the peak memory of the settings whose requests were timed."""
+    """Measure the peak memory of the settings asked for whose requests were timed."""
+    asked = [(name, precision, batch) for name, precision, batch, _ in options.setting]
     for setting in results["serving"]:
+        if (setting["model"], setting["precision"], setting["batch"]) not in asked:
+            continue
         for mode, peak in peak_memory(setting, options.threads).items():
             setting["modes"][mode]["peak_bytes"] = peak
         save(results, options.out)
@@ -386,8 +395,10 @@ def chart(results: dict, path: Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "shield_price", "svg.fonttype": "none"}):
         columns = min(2, len(settings))
         lines = -(-len(settings) // columns)
-        figure = Figure(figsize=(3.3 * columns + 1.6, 2.5 * lines + 0.5), layout="constrained")
-        axes = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+        most = max(len(setting["modes"]) for setting in settings)
+        size = (5.6 * columns, (0.27 * most + 0.9) * lines + 0.4)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False).ravel()
         for axis, setting in zip(axes, settings, strict=False):
             _panel(axis, setting)
         for axis in axes[len(settings) :]:
@@ -411,8 +422,7 @@ def _panel(axis, setting: dict) -> None:
     axis.set_title(f"{setting['model']}, {setting['precision']}, batch {setting['batch']}")
     axis.set_xlabel("CPU time, base alone = 1")
     axis.margins(x=0.18)
-    if not axis.yaxis_inverted():
-        axis.invert_yaxis()
+    axis.invert_yaxis()
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -14,7 +14,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.explainer.lm import activation, causal_lm
+from shielded_recrl.explainer.lm import activation, causal_lm, last_block_linears
 
 RANK, SEED = 16, 0
 PHASES = ("ranking", "switching", "reading", "decoding")
@@ -128,40 +129,72 @@ def one_prefill(name: str) -> Callable[[Models, Prompt, Watch], Served]:
     return serve
 
 
-def separate(models: Models, prompt: Prompt, watch: Watch) -> Served:
+def separate(name: str) -> Callable[[Models, Prompt, Watch], Served]:
     """Rank with the adapter off; read the prefix again with the adapter on."""
-    model = models["adapted"]
-    with switched(model.disable_adapter(), watch), watch("ranking"):
-        hidden, _ = rank(causal_lm(model), prompt.prefix, use_cache=False)
-    return again(causal_lm(model), hidden, prompt, watch)
+
+    def serve(models: Models, prompt: Prompt, watch: Watch) -> Served:
+        model = models[name]
+        with switched(model.disable_adapter(), watch), watch("ranking"):
+            hidden, _ = rank(causal_lm(model), prompt.prefix, use_cache=False)
+        return again(causal_lm(model), hidden, prompt, watch)
+
+    return serve
 
 
-def two_models(models: Models, prompt: Prompt, watch: Watch) -> Served:
+def two_models(name: str) -> Callable[[Models, Prompt, Watch], Served]:
     """Rank with the base; explain with a merged copy that reads the prefix again."""
-    with watch("ranking"):
-        hidden, _ = rank(models["base"], prompt.prefix, use_cache=False)
-    return again(models["merged"], hidden, prompt, watch)
+
+    def serve(models: Models, prompt: Prompt, watch: Watch) -> Served:
+        with watch("ranking"):
+            hidden, _ = rank(models["base"], prompt.prefix, use_cache=False)
+        return again(models[name], hidden, prompt, watch)
+
+    return serve
 
 
-def activated(models: Models, prompt: Prompt, watch: Watch) -> Served:
+def activated(name: str) -> Callable[[Models, Prompt, Watch], Served]:
     """Read the prefix with the adapter asleep; wake it up for the request and the explanation."""
-    model = models["activated"]
-    lm, length = causal_lm(model), prompt.request.shape[1]
-    with watch("ranking"):
-        hidden, cache = rank(lm, prompt.prefix)
-    # PEFT cuts the offset down to the tokens at hand, so that it holds for decoding as well.
-    with switched(activation(model, [length] * len(prompt.request)), watch):
-        tokens = explain(lm, prompt.request, cache, prompt.answer, watch)
-    return Served(hidden, tokens, cache)
+
+    def serve(models: Models, prompt: Prompt, watch: Watch) -> Served:
+        model = models[name]
+        lm, length = causal_lm(model), prompt.request.shape[1]
+        with watch("ranking"):
+            hidden, cache = rank(lm, prompt.prefix)
+        # PEFT cuts the offset down to the tokens at hand, so that it holds for decoding as well.
+        with switched(activation(model, [length] * len(prompt.request)), watch):
+            tokens = explain(lm, prompt.request, cache, prompt.answer, watch)
+        return Served(hidden, tokens, cache)
+
+    return serve
 
 
+def adapter_modes(scope: str) -> dict[str, Mode]:
+    """The modes of an adapter of some decoder blocks, by name with the scope's suffix."""
+    adapted, merged, awake = (
+        f"{name}{SCOPES[scope]}" for name in ("adapted", "merged", "activated")
+    )
+    blocks = "" if scope == "all" else ", last block"
+    modes = {
+        "always_on": Mode("always on", (adapted,), one_prefill(adapted), exact=False),
+        "merged": Mode("always on, merged", (merged,), one_prefill(merged), exact=False),
+        "separate": Mode("separate", (adapted,), separate(adapted), exact=True),
+        "two_models": Mode(
+            "separate, merged copy", ("base", merged), two_models(merged), exact=True
+        ),
+        "activated": Mode("activated", (awake,), activated(awake), exact=True),
+    }
+    return {
+        f"{name}{SCOPES[scope]}": replace(mode, title=mode.title + blocks)
+        for name, mode in modes.items()
+    }
+
+
+# Decoder blocks that are adapted -> suffix of the names of models and modes.
+SCOPES = {"all": "", "last_block": "_last"}
 MODES = {
     "base": Mode("base alone", ("base",), one_prefill("base"), exact=True),
-    "always_on": Mode("always on", ("adapted",), one_prefill("adapted"), exact=False),
-    "merged": Mode("always on, merged", ("merged",), one_prefill("merged"), exact=False),
-    "separate": Mode("separate", ("adapted",), separate, exact=True),
-    "two_models": Mode("separate, merged copy", ("base", "merged"), two_models, exact=True),
-    "activated": Mode("activated", ("activated",), activated, exact=True),
+    **adapter_modes("all"),
+    **adapter_modes("last_block"),
 }
 
 
@@ -220,13 +253,16 @@ def base_lm(shape: Shape, precision: str = "fp32") -> LlamaForCausalLM:
     return model.requires_grad_(False).eval()
 
 
-def with_lora(base: LlamaForCausalLM, activated: bool = False) -> nn.Module:
-    """LoRA on every linear layer, in the precision of the base, that acts on what it reads."""
+def with_lora(base: LlamaForCausalLM, scope: str = "all", activated: bool = False) -> nn.Module:
+    """LoRA on the linear layers of all blocks or of the last one, in the precision of the base.
+
+    lora_B is not zero, so that it acts on what it reads.
+    """
     torch.manual_seed(SEED)
     config = LoraConfig(
         r=RANK,
         lora_alpha=2 * RANK,
-        target_modules="all-linear",
+        target_modules="all-linear" if scope == "all" else last_block_linears(base),
         alora_invocation_tokens=[0] if activated else None,
         task_type="CAUSAL_LM",
     )
@@ -238,12 +274,16 @@ def with_lora(base: LlamaForCausalLM, activated: bool = False) -> nn.Module:
     return model
 
 
-BUILDERS: dict[str, Callable[[LlamaForCausalLM], nn.Module]] = {
-    "base": lambda base: base,
-    "adapted": with_lora,
-    "merged": lambda base: with_lora(base).merge_and_unload(),
-    "activated": lambda base: with_lora(base, activated=True),
-}
+def merged_lora(base: LlamaForCausalLM, scope: str = "all") -> nn.Module:
+    """The base with the adapter merged into its weights."""
+    return with_lora(base, scope).merge_and_unload()
+
+
+BUILDERS: dict[str, Callable[[LlamaForCausalLM], nn.Module]] = {"base": lambda base: base}
+for _scope, _suffix in SCOPES.items():
+    BUILDERS[f"adapted{_suffix}"] = partial(with_lora, scope=_scope)
+    BUILDERS[f"merged{_suffix}"] = partial(merged_lora, scope=_scope)
+    BUILDERS[f"activated{_suffix}"] = partial(with_lora, scope=_scope, activated=True)
 
 
 def build(shape: Shape, precision: str, names: tuple[str, ...]) -> dict[str, nn.Module]:
@@ -289,8 +329,8 @@ def check(models: Models, asked: Prompt, precision: str) -> dict:
 
     Returns:
         mode -> whether h is the base's bit for bit, its largest distance as a share of the root
-        mean square of the base's, and the bytes of weights and cache; and the distance of the
-        merged model from the unmerged one.
+        mean square of the base's, and the bytes of weights and cache; and the largest distance of
+        a merged model from the unmerged one.
 
     Raises:
         UserError: a mode that is exact moves h, one that acts on the prefix does not, or merging
@@ -310,7 +350,10 @@ def check(models: Models, asked: Prompt, precision: str) -> dict:
         if found[name]["identical"] != mode.exact:
             wanted = "the same as" if mode.exact else "other than"
             raise UserError(f"{mode.title}: expected h {wanted} the base's; nothing was timed")
-    moved = distance(served["merged"].hidden, served["always_on"].hidden)
+    moved = max(
+        distance(served[f"merged{suffix}"].hidden, served[f"always_on{suffix}"].hidden)
+        for suffix in SCOPES.values()
+    )
     if moved > ROUNDING[precision]:
         raise UserError(f"merging moved h by {moved:.2g} of its size; nothing was timed")
     return {"modes": found, "merge_distance": moved}

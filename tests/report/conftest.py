@@ -28,9 +28,16 @@ STUDY = [
     ("steam", "shielded", 42),
 ]
 LEVELS = {"books": (0.31, 0.142), "ml25m": (0.36, 0.081), "steam": (0.28, 0.203)}
+KEPT = {"books": 400, "ml25m": 601, "steam": 3726}
 LIFT = {"shielded": 0.07, "no_proj": 0.085, "kl0": 0.075, "lora4": 0.05, "long_expl": 0.09}
-GAINS = {"shielded": 0.11, "no_proj": 0.12}
-KINDS = {"no_proj": "none", "separate": "separate", "activated": "activated", "random": "random"}
+GAINS = {"shielded": 0.11, "no_proj": 0.12, "no_proj_all": 0.16}
+KINDS = {
+    "no_proj": "none",
+    "no_proj_all": "none",
+    "separate": "separate",
+    "activated": "activated",
+    "random": "random",
+}
 USERS = 128
 STEPS = 24
 
@@ -259,7 +266,7 @@ def study(tmp_path) -> Study:
     for dataset in LEVELS:
         stats.append(tmp_path / "results" / "data" / dataset / "stats.json")
         about = {"dataset": dataset, "synthetic": True, "sequential": dataset != "steam"}
-        write_json(stats[-1], about)
+        write_json(stats[-1], about | {"users": KEPT[dataset]})
     return Study([run for run, _ in pairs], [audit for _, audit in pairs], stats)
 
 

@@ -83,9 +83,9 @@ def test_curves_have_the_colours_of_their_variants(drawn, tmp_path, key):
 def test_panels_say_what_the_data_are(drawn):
     figure = figures.over_steps(*drawn, "ctr", "Simulated CTR")
     assert [axes.get_title() for axes in figure.axes] == [
-        "Books\n(synthetic data)",
-        "MovieLens-25M\n(synthetic data)",
-        "Steam\n(synthetic data, unordered)",
+        "Amazon reviews, 400 users\n(synthetic data)",
+        "MovieLens, 601 users\n(synthetic data)",
+        "Steam, 3,726 users\n(synthetic data, unordered)",
     ]
 
 
@@ -132,7 +132,8 @@ def test_bars_are_changes_and_dots_are_seeds(drawn):
 def test_a_variant_keeps_its_style_in_every_study():
     alone = figures.styles(["kl0"])
     assert figures.styles(["mine", "shielded", "kl0"])["kl0"] == alone["kl0"]
-    assert len(set(figures.styles([*figures.KNOWN, "mine", "yours"]).values())) == 17
+    names = [*figures.KNOWN, *(f"mine {number}" for number in range(256))]
+    assert len(set(figures.styles(names).values())) == 272
 
 
 def test_styles_of_the_default_study_are_those_of_wong():

@@ -82,6 +82,7 @@ def test_a_row_takes_its_values_from_the_files(study):
     assert values["drift_heldout_top10_changed"] == 102 / 128
     assert values["drift_heldout_top10_changed_high"] == 102 / 128 + 0.06
     assert values["certificate_heldout"] == "approximate"
+    assert values["users"] == 3726
     assert values["notes"].startswith("merged_nf4_top10_identical, merged_nf4_max_score_change: ")
     assert not any(isinstance(v, float) and not math.isfinite(v) for v in values.values())
 

@@ -64,15 +64,15 @@ def test_a_cell_spans_all_intervals_of_its_seeds():
 @pytest.mark.parametrize(
     ("synthetic", "sequential", "expected"),
     [
-        (True, True, "Books (synthetic data)"),
-        (True, False, "Books (synthetic data, unordered)"),
-        (False, False, "Books (unordered)"),
-        (False, True, "Books"),
+        (True, True, "MovieLens, 162,541 users (synthetic data)"),
+        (True, False, "MovieLens, 162,541 users (synthetic data, unordered)"),
+        (False, False, "MovieLens, 162,541 users (unordered)"),
+        (False, True, "MovieLens, 162,541 users"),
     ],
 )
 def test_titles_say_what_the_data_are(synthetic, sequential, expected):
-    about = {"dataset": "books", "synthetic": synthetic, "sequential": sequential}
-    assert title(about) == expected
+    about = {"synthetic": synthetic, "sequential": sequential}
+    assert title(about | {"dataset": "ml25m", "users": 162_541}) == expected
 
 
 @pytest.mark.parametrize(("table", "columns", "lines"), [(results, 10, 9), (drift, 7, 18)])
@@ -96,4 +96,4 @@ def test_results_show_means_over_seeds(grouped):
     mean = sum(r["ctr_relative"] for r in cell.rows) / 3
     low = min(r["ctr_relative_low"] for r in cell.rows)
     assert f"${100 * (mean - 1):+.1f}$ [${100 * (low - 1):+.1f}$" in line
-    assert "Books (synthetic data) & no\\_proj & 3" in results(grouped)
+    assert "Amazon reviews, 400 users (synthetic data) & no\\_proj & 3" in results(grouped)

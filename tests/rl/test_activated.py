@@ -43,9 +43,9 @@ def model():
     return adapted.eval()
 
 
-def rollout(model):
+def rollout(model, temperature: float = 1.0):
     generator = torch.Generator().manual_seed(1)
-    return sample(model, PROMPTS, Tokenizer, 5, 1.0, generator, request=COUNTS)
+    return sample(model, PROMPTS, Tokenizer, 5, temperature, generator, request=COUNTS)
 
 
 def test_one_prefill_gives_the_ranking_of_the_base_bit_for_bit(model):
@@ -68,7 +68,21 @@ def test_prefix_states_are_those_of_the_base_for_every_user(model):
 
 
 def test_the_scored_distribution_is_the_sampled_one(model):
-    """Log-probabilities of a full pass equal those of the cached decoding that sampled them."""
+    """Cold, the cached decoding draws what a full pass finds likeliest; with the adapter off it
+    draws other tokens."""
+
+    def likeliest_are_drawn(drawn) -> bool:
+        likeliest = response_logits(model, drawn)[0].argmax(-1)
+        return torch.equal(likeliest[drawn.response == 1], drawn.tokens[drawn.response == 1])
+
+    assert likeliest_are_drawn(rollout(model, 1e-4))
+    with model.disable_adapter():
+        base = rollout(model, 1e-4)
+    assert not likeliest_are_drawn(base)
+
+
+def test_a_batch_is_scored_as_each_of_its_rows(model):
+    """Log-probabilities of padded rows equal those of a pass over one row alone."""
     drawn = rollout(model)
     logp, _ = token_logprobs(response_logits(model, drawn)[0], drawn.tokens, 1.0)
     for row, (prompt, count) in enumerate(zip(PROMPTS, COUNTS, strict=True)):

@@ -12,8 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_tokenizer
+from shielded_recrl.explainer.init import main as init
 from shielded_recrl.files import read_json, read_jsonl, sha256
-from shielded_recrl.rl import evaluate
+from shielded_recrl.rl import evaluate, train
 from shielded_recrl.rl.settings import (
     EvaluationSettings,
     RewardSettings,
@@ -29,6 +30,7 @@ EVALUATION = EvaluationSettings(users=5, items_per_user=2, sessions=20, bootstra
 TRAINING = RLSettings(
     steps=2, micro_batch=4, value_warmup=0, snapshots=2, slate=4, learning_rate=3e-2
 )
+SHIELD = ShieldSettings(energy=0.9, scope="all", penalty=0.0)
 FIGURES = {"ndcg@10", "hr@10"}
 
 
@@ -51,7 +53,8 @@ def inputs(world) -> str:
 def run_flags(world) -> str:
     return (
         f"{inputs(world)} --ranker {world.ranker} --dataset books --variant shielded "
-        f"--explanation-tokens {world.explanation_tokens} --roles-seed {world.roles_seed} --seed 5"
+        f"--explanation-tokens {world.explanation_tokens} --roles-seed {world.roles_seed} --seed 5 "
+        f"{flags(SHIELD, prefix='shield.')}"
     )
 
 
@@ -198,7 +201,7 @@ def again(world, out, folder, **changes) -> dict:
         "roles": world.roles,
         "sampling": SamplingSettings(),
         "settings": EVALUATION,
-        "shield": ShieldSettings(),
+        "shield": SHIELD,
         "reward": RewardSettings(),
         "bases": out / "bases.safetensors",
         "explanation_tokens": world.explanation_tokens,
@@ -248,6 +251,53 @@ def test_an_adapter_that_is_switched_off_for_the_ranking_is_certified_exact(worl
     certificate = read_json(tmp_path / "run" / "certificate.json")
     assert certificate["verdict"] == {"protected": "exact", "heldout": "exact"}
     assert "merges" not in certificate
+
+
+def test_an_activated_run_is_certified_exact(world, out, tmp_path):
+    """Measured with the adapter awake after the prefix, in rankings and certificate alike."""
+    init(
+        base=world.base,
+        out=tmp_path / "init",
+        templates=world.templates,
+        activated=True,
+        lora_rank=4,
+        lora_alpha=8,
+    )
+    train.main(
+        data=world.data,
+        ranker=world.ranker,
+        base=world.base,
+        adapter=tmp_path / "init",
+        templates=world.templates,
+        out=tmp_path / "whole" / "run",
+        scratch=tmp_path / "scratch",
+        dataset="books",
+        variant="activated",
+        prompt=world.prompt,
+        roles=world.roles,
+        settings=TRAINING,
+        shield=ShieldSettings(kind="activated"),
+        explanation_tokens=world.explanation_tokens,
+        roles_seed=world.roles_seed,
+        seed=5,
+    )
+    got = again(
+        world,
+        tmp_path / "whole",
+        tmp_path / "run",
+        shield=ShieldSettings(kind="activated"),
+        readout=out / "readout.safetensors",
+        bases=None,
+    )
+    certificate = read_json(tmp_path / "run" / "certificate.json")
+    assert certificate["verdict"] == {"protected": "exact", "heldout": "exact"}
+    assert certificate["prompts_with_invocation"] == 0
+    assert "merges" not in certificate
+    assert got["served_before"] == got["served_after"]
+    assert got["text"]["words_before"] > 0
+    rows = pl.DataFrame(read_jsonl(tmp_path / "run" / "explanations.jsonl"))
+    texts = rows.partition_by("step", as_dict=True)
+    assert texts[(0,)]["text"].to_list() != texts[(2,)]["text"].to_list()
 
 
 def test_an_adapter_of_another_base_is_one_line_on_stderr(world, out, tmp_path):

@@ -1,10 +1,13 @@
 """PPO training on a tiny world: what moves, what does not, and that the same bytes come back."""
 
+import dataclasses
 import shutil
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from shielded_recrl.errors import UserError
@@ -19,7 +22,7 @@ from shielded_recrl.shield.bases import collect_bases
 from shielded_recrl.shield.ranking_shield import RankingShield
 from shielded_recrl.shield.serving import RankingHead, ReadOut, load_states
 from shielded_recrl.shield.settings import ShieldSettings
-from tiny_world import prompts, tiny_llama
+from tiny_world import tiny_llama
 
 CPU = torch.device("cpu")
 QUICK = RLSettings(
@@ -306,7 +309,7 @@ def command(world, folder, **changes) -> dict:
         "prompt": world.prompt,
         "roles": world.roles,
         "settings": QUICK.model_copy(update={"steps": 2, "snapshots": 1}),
-        "shield": ShieldSettings(kind="none"),
+        "shield": ShieldSettings(kind="none", scope="all", penalty=0.0),
         "explanation_tokens": world.explanation_tokens,
         "roles_seed": world.roles_seed,
     }
@@ -340,25 +343,45 @@ def test_a_command_that_died_goes_on_where_it_stopped(world, tmp_path, monkeypat
     assert not list((tmp_path / "cut" / "scratch").iterdir())
 
 
-@pytest.mark.parametrize("what", ["prefix.txt", "request.txt", "test.parquet"])
-def test_the_fingerprint_covers_all_that_a_run_reads(world, tmp_path, what):
-    """A checkpoint of a run with other prompts or roles must not be taken up."""
-    import dataclasses
+def write_readout(path, gamma: float) -> None:
+    weight = np.random.default_rng(0).normal(size=(8, 32)).astype("f4")
+    save_file({"weight": weight, "gamma": np.array(gamma)}, path)
 
-    import polars as pl
 
-    before = command(world, tmp_path / "before")["fingerprint"]
+@pytest.mark.parametrize(
+    "what",
+    ["prefix.txt", "request.txt", "test.parquet", "users.parquet", "bases", "readout", "shield"],
+)
+def test_the_fingerprint_covers_all_that_a_run_reads(world, collect, tmp_path, what):
+    """A checkpoint of a run with other prompts, roles, bases or ranking must not be taken up."""
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("bases", "readout")}
+    collect(0.5).save(files["bases"])
+    write_readout(files["readout"], gamma=0.5)
+    before = command(world, tmp_path / "before", **files)["fingerprint"]
     copies = {name: tmp_path / name for name in ("data", "templates")}
     shutil.copytree(world.data, copies["data"])
     shutil.copytree(world.templates, copies["templates"])
-    if what.endswith(".txt"):
+    shield = ShieldSettings(kind="none", scope="all", penalty=0.0)
+    if what == "bases":
+        collect(0.5).randomised(0).save(files["bases"])
+    elif what == "readout":
+        write_readout(files["readout"], gamma=0.6)
+    elif what == "shield":
+        shield = shield.model_copy(update={"penalty": 1.0})
+    elif what.endswith(".txt"):
         path = copies["templates"] / what
         path.write_text("User " + path.read_text(encoding="utf-8"), encoding="utf-8")
     else:
         path = copies["data"] / what
-        pl.read_parquet(path).filter(pl.col("user") > 4).write_parquet(path)
+        rows = pl.read_parquet(path)
+        if what == "users.parquet":
+            rows = rows.with_columns(source_id=pl.format("x{}", "source_id"))
+        else:
+            rows = rows.filter(pl.col("user") > 4)
+        rows.write_parquet(path)
     changed = dataclasses.replace(world, **copies)
-    assert command(changed, tmp_path / "after")["fingerprint"] != before
+    after = command(changed, tmp_path / "after", **files, shield=shield)
+    assert after["fingerprint"] != before
 
 
 def test_the_null_space_needs_bases(world, tmp_path):
@@ -372,9 +395,10 @@ def test_what_reads_the_ranking_needs_a_readout(world, tmp_path, shield):
         command(world, tmp_path, shield=ShieldSettings(**shield))
 
 
-def test_bases_of_another_base_are_refused(world, tmp_path):
+def test_bases_of_another_base_are_refused(world, tmp_path, protected):
     path = tmp_path / "bases.safetensors"
-    collect_bases(tiny_llama(seed=9), prompts(3, 2, 3)).save(path)
+    other = tiny_llama(len(world.serving().prompts.tokenizer), seed=9)
+    collect_bases(other, protected, energy=0.9999).save(path)
     with pytest.raises(UserError, match="collected from other base weights") as caught:
-        command(world, tmp_path, shield=ShieldSettings(), bases=path)
+        command(world, tmp_path, shield=ShieldSettings(penalty=0.0), bases=path)
     assert "\n" not in str(caught.value)

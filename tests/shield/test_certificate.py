@@ -1,6 +1,7 @@
 """Certificates: statements against independent formulas, verdicts that follow what was measured."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,10 @@ from scipy.stats import beta
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_base
-from shielded_recrl.explainer.lm import adapter_parameters
+from shielded_recrl.explainer.lm import activation, adapter_parameters, prefix_states
+from shielded_recrl.shield import serving
 from shielded_recrl.shield.bases import collect_bases
+from shielded_recrl.shield.basis import smaller
 from shielded_recrl.shield.certificate import (
     SCORE_TOLERANCE,
     Cohort,
@@ -25,7 +28,7 @@ from shielded_recrl.shield.certificate import (
     worst_residuals,
 )
 from shielded_recrl.shield.constraint import Constraint
-from shielded_recrl.shield.serving import RankingHead
+from shielded_recrl.shield.serving import RankingHead, served_states
 from tiny_world import prompts, tiny_llama, with_adapter
 
 WIDTH, ITEMS = 64, 30
@@ -185,6 +188,71 @@ def test_a_ranking_that_never_reads_the_adapter_is_exact(head, kind, make):
         assert got[who]["max_score_change"] == 0.0
         assert got[who]["top10_identical"] == 1.0
     assert "4 protected and 25 held-out users" in got["sentence"]
+
+
+def test_an_activated_adapter_is_measured_awake(head, monkeypatch):
+    """One prefill of prompt and invocation: the adapter acts on the latter, and not before."""
+    model = activated()
+    calls = []
+
+    @contextmanager
+    def longer(lm, counts):
+        calls.append(counts)
+        with activation(lm, [count + 1 for count in counts]):
+            yield
+
+    exact = certified(model, head, kind="activated")
+    assert exact["verdict"] == {"protected": "exact", "heldout": "exact"}
+    # Awake one token too early, the adapter reaches the token that the ranking is read at.
+    monkeypatch.setattr(serving, "activation", longer)
+    got = certified(model, head, kind="activated")
+    assert set(calls[0]) == {len(INVOCATION)}
+    assert got["verdict"] == {"protected": "approximate", "heldout": "approximate"}
+    assert got["protected"]["max_score_change"] > 0.01
+    assert got["sentence"].startswith("Broken promise")
+
+
+def test_states_of_an_activated_adapter_are_those_of_the_base():
+    """Prompts of mixed lengths side by side: equal to the bits with the adapter off, and to
+    rounding to those of the base that sees no invocation."""
+    model = activated()
+    awake = served_states(model, HELDOUT, batch_size=4)
+    with model.disable_adapter():
+        assert torch.equal(served_states(model, HELDOUT, batch_size=4), awake)
+    torch.testing.assert_close(awake, prefix_states(tiny_llama(width=WIDTH), HELDOUT))
+
+
+def test_a_reference_in_other_shapes_does_not_break_the_promise(head):
+    users = cohort(PROTECTED, 1), cohort(HELDOUT, 2)
+    reference = tuple(cohort_scores(tiny_llama(width=WIDTH), head, c) for c in users)
+    got = certified(activated(), head, kind="activated", reference=reference)
+    assert got["verdict"] == {"protected": "exact", "heldout": "exact"}
+
+
+def test_prompts_that_hold_the_invocation_are_counted(head, unshielded):
+    """There PEFT alone would wake the adapter too early; serving has to say where it begins."""
+    model = activated()
+    assert certified(model, head, kind="activated")["prompts_with_invocation"] == 0
+    assert unshielded["prompts_with_invocation"] is None
+    heldout = [(5, *INVOCATION, 7), (5, 298, 7, 299), *HELDOUT[2:], (6, *INVOCATION)]
+    got = certify(model, head, PROTECTED, heldout, kind="activated", resamples=10)
+    assert got["prompts_with_invocation"] == 2
+    assert got["verdict"] == {"protected": "exact", "heldout": "exact"}
+    assert "2 of their prompts hold the invocation tokens themselves" in got["sentence"]
+    with torch.no_grad():
+        alone = model(input_ids=torch.tensor([heldout[0]])).logits
+        with model.disable_adapter():
+            base = model(input_ids=torch.tensor([heldout[0]])).logits
+    assert (alone - base).abs().max() > 0.01
+
+
+def test_modules_without_room_are_counted(head, bases, nullspace):
+    name = "model.layers.0.self_attn.o_proj"
+    full = smaller(torch.eye(WIDTH, dtype=torch.float64), WIDTH, 1.0)
+    crowded = replace(bases, groups={**bases.groups, name: name}, bases={**bases.bases, name: full})
+    got = certified(shielded(crowded), head, bases=crowded)
+    assert nullspace["modules_without_room"] == 0
+    assert got["modules_without_room"] == 1
 
 
 def test_a_broken_promise_is_said(head):

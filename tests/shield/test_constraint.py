@@ -191,8 +191,19 @@ def test_attach_refuses_missing_bases_and_other_widths():
         assert "\n" not in str(caught.value)
 
 
-def test_output_side_holds_the_modules_that_write_into_the_residual_stream():
-    """The MLP's own width is another one than the hidden size, and is left alone."""
+def test_bases_that_leave_no_room_at_all_are_refused():
+    """Each lora_A would be 0 for good; one module with room is enough to train."""
+    widths = {name: weight.shape[1] for name, weight in lora_a(fresh()).items()}
+    full = {name: smaller(torch.eye(d, dtype=torch.float64), d, 1.0) for name, d in widths.items()}
+    with pytest.raises(UserError, match=r"lower shield\.energy or protect fewer users"):
+        Constraint(full).attach(fresh())
+    model, name = fresh(), "model.layers.1.mlp.up_proj"
+    Constraint({**full, name: subspace(widths[name], 3)}).attach(model)
+    assert {n for n, weight in lora_a(model).items() if weight.any()} == {name}
+
+
+def test_output_side_holds_every_module_as_wide_as_the_bases():
+    """q, k and v too, which write elsewhere; the MLP's inner width is another, and left alone."""
     model = fresh(moved=0.1)
     names = [name for name, weight in lora_b(model).items() if weight.shape[0] == WIDTH]
     assert len(names) == 2 * 5

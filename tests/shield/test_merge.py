@@ -1,6 +1,7 @@
 """Merged models: the adapter is in the weights, and each precision is measured for itself."""
 
 import json
+import resource
 import sys
 
 import pytest
@@ -163,6 +164,24 @@ def test_an_activated_adapter_is_refused(folders, head, tmp_path):
         with pytest.raises(UserError, match="an activated adapter cannot be merged") as caught:
             attempt()
         assert "\n" not in str(caught.value)
+
+
+def test_without_a_precision_nothing_is_loaded(head, tmp_path):
+    missing = tmp_path / "missing"
+    assert certify_merged(missing, missing, head, PROTECTED, HELDOUT, []) == {}
+
+
+def test_a_full_disk_is_one_line(folders):
+    """No file may grow to the size of the weights, as if the disk had no more room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(UserError, match="the merged model cannot be written") as caught:
+            merged(*folders, "fp32", CPU)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "set TMPDIR" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_separate_ranking_is_refused(folders, head):

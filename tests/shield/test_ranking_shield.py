@@ -1,5 +1,6 @@
 """The shield around a whole training run: what stays where it was, and what is not promised."""
 
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -308,6 +309,65 @@ def test_hooking_again_replaces_the_hooks_and_unhook_ends_them(bases):
     assert shield.leakage() > 0.01
 
 
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_nothing_is_held_before_attach(bases, penalty):
+    shield = RankingShield(bases if penalty == 0 else None, PROTECTED, HEAD, penalty=penalty)
+    for act in (lambda: shield.hook(adam(fresh())), shield.leakage):
+        with pytest.raises(UserError, match=r"call attach\(peft_model\) first"):
+            act()
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_an_optimizer_of_other_weights_is_refused(bases, penalty):
+    model = fresh()
+    shield = RankingShield(bases if penalty == 0 else None, PROTECTED, HEAD, penalty=penalty)
+    shield.attach(model)
+    some = [weight for name, weight in adapter_parameters(model).items() if "lora_B" in name]
+    for optimizer in (adam(fresh()), torch.optim.SGD(some, lr=0.1)):
+        with pytest.raises(UserError, match="does not train all weights that the shield acts on"):
+            shield.hook(optimizer)
+
+
+def test_weights_that_are_frozen_need_no_optimizer(bases):
+    """Projected when attached, they stay so."""
+    model = fresh()
+    for weight in lora_a(model).values():
+        weight.requires_grad_(False)
+    shield = RankingShield(bases, PROTECTED, HEAD)
+    shield.attach(model)
+    some = [weight for name, weight in adapter_parameters(model).items() if "lora_B" in name]
+    optimizer = torch.optim.Adam(some, lr=5e-3)
+    shield.hook(optimizer)
+    train(model, optimizer, 2)
+    assert shield.step == 2
+    assert shield.leakage() < 1e-6
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_closure_is_refused(bases, by_name):
+    """Its gradients come after the hook, so neither penalty nor projection would reach them."""
+    model = fresh()
+    shield = RankingShield(bases, PROTECTED, HEAD)
+    shield.attach(model)
+    optimizer = adam(model)
+    shield.hook(optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(TEXTS, labels=TEXTS).loss
+        loss.backward()
+        return loss
+
+    before = [weight.detach().clone() for weight in adapter_parameters(model).values()]
+    with pytest.raises(UserError, match=r"optimizer\.step\(closure\)"):
+        optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+    after = adapter_parameters(model).values()
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    closure()
+    optimizer.step(None)
+    assert shield.step == 1
+
+
 def test_a_score_weighted_basis_and_random_bases_come_from_fit():
     weighted = RankingShield.fit(base(), PROTECTED, HEAD, weight="score", energy=0.9)
     assert weighted.bases.about["weight"] == "score"
@@ -351,6 +411,11 @@ def test_an_unknown_kind_is_refused():
         RankingShield.fit(base(), PROTECTED, HEAD, kind="dora")
 
 
+def test_a_head_that_reads_nothing_has_no_row_space():
+    with pytest.raises(UserError, match="no direction to hold; give the head with gamma above 0"):
+        row_space(replace(HEAD, gamma=0.0), WIDTH, CPU, energy=0.9)
+
+
 @pytest.mark.parametrize("linear", [True, False])
 def test_the_row_space_by_hand(linear):
     """J has singular values 3 and 1 along the first two axes."""
@@ -370,7 +435,9 @@ def test_the_row_space_by_hand(linear):
     assert row_space(head, 4, CPU, energy=0.5, rank=3).rank == 3
 
 
-def test_the_ranker_shield_holds_what_the_head_reads():
+def test_the_ranker_shield_holds_every_module_of_the_hidden_width():
+    """q, k and v among them: their heads side by side are as wide, though nothing of theirs is
+    what the head reads."""
     bases = ranker_bases(with_adapter(base()), HEAD, energy=1.0)
     inner = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
     assert set(bases.groups) == {

@@ -9,7 +9,8 @@ import time
 import pytest
 from safetensors import safe_open
 
-from shielded_recrl.files import read_jsonl, sha256
+from shielded_recrl.files import read_json, read_jsonl, sha256
+from shielded_recrl.report.explanations import in_cell
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,12 @@ def test_figures_tables_logs_and_benchmarks_are_there(tiny):
     for name in ("ctr_over_steps", "ndcg_over_steps", "ablation", "frontier"):
         assert (report / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (report / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
-    assert "promise" in (report / "certificates.md").read_text()
+    page = (report / "certificates.md").read_text()
+    for dataset, variant, seed in RUNS:
+        run = f"results/rl/{dataset}/{variant}/seed-{seed}"
+        sentence = in_cell(read_json(tiny.folder / run / "certificate.json")["sentence"])
+        names = f"| {dataset} | `{variant}` | {seed} |"
+        assert any(line.startswith(names) and sentence in line for line in page.splitlines())
     for name in ("results", "drift"):
         assert r"\begin{tabular}" in (report / f"tables/{name}.tex").read_text()
     for stage in ("data", "ranker", "explainer", "shield", "rl", "audit", "report"):
@@ -70,7 +76,8 @@ def test_second_run_has_nothing_to_do(tiny):
 def test_report_is_one_page_with_the_figures(twin):
     twin.run("--report", "report.html")
     page = twin.read("report.html")
-    for name in ("aggregate_results.csv", "ctr_over_steps", "ablation", "frontier"):
+    figures = ("ctr_over_steps", "ndcg_over_steps", "ablation", "frontier")
+    for name in ("aggregate_results.csv", *figures):
         assert name in page
 
 

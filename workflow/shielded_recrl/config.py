@@ -17,7 +17,7 @@ from shielded_recrl.ranker.settings import RankerSettings
 from shielded_recrl.report.settings import ReportSettings
 from shielded_recrl.rl.settings import EvaluationSettings, RLSettings, SamplingSettings
 from shielded_recrl.settings import Settings, one_line
-from shielded_recrl.shield.settings import RankingSettings, ShieldSettings
+from shielded_recrl.shield.settings import BasisSettings, RankingSettings, ShieldSettings
 
 
 class Variant(Settings):
@@ -59,6 +59,15 @@ VARIANT_KEYS = {
     "rl": set(RLSettings.model_fields),
 }
 
+# What a kind of shield does not read is set to these values, so that it can rerun nothing.
+_NO_BASES = {name: field.default for name, field in BasisSettings.model_fields.items()}
+UNREAD: dict[str, dict[str, Any]] = {
+    "none": _NO_BASES,
+    "separate": _NO_BASES | {"penalty": 0.0},
+    "activated": _NO_BASES | {"penalty": 0.0},
+    "ranker": {"weight": _NO_BASES["weight"]},
+}
+
 
 class Config(Settings):
     """The study: datasets, stages, variants, and which of them run."""
@@ -89,8 +98,8 @@ class Config(Settings):
         {
             "shielded": Variant(),
             "no_proj": Variant(shield={"kind": "none", "penalty": 0.0}),
-            "separate": Variant(shield={"kind": "separate", "penalty": 0.0}),
-            "activated": Variant(shield={"kind": "activated", "penalty": 0.0}),
+            "separate": Variant(shield={"kind": "separate"}),
+            "activated": Variant(shield={"kind": "activated"}),
             "ranker": Variant(shield={"kind": "ranker", "penalty": 0.0}),
             "random": Variant(shield={"kind": "random", "penalty": 0.0}),
             "no_penalty": Variant(shield={"penalty": 0.0}),
@@ -174,6 +183,8 @@ class Config(Settings):
     def variant(self, name: str) -> VariantSettings:
         """The settings of a variant: the base sections with its changes applied.
 
+        Keys of `shield` that its kind does not read have the values of `UNREAD`.
+
         Raises:
             ValueError: the variant changes a key it may not, or to a bad value.
         """
@@ -204,7 +215,9 @@ class Config(Settings):
         )
         shield = settings.shield
         _require(
-            shield.penalty == 0 or shield.kind not in ("separate", "activated"),
+            "penalty" not in self.variants[name].shield
+            or shield.penalty == 0
+            or shield.kind not in ("separate", "activated"),
             f"variants.{name}.shield.penalty",
             f"the kind {shield.kind} cannot move the ranking, so there is nothing to match; set 0",
         )
@@ -214,7 +227,10 @@ class Config(Settings):
             f"{settings.rl.value_warmup} warm-up steps leave none of {settings.rl.steps} for the "
             "policy; lower it or raise rl.steps",
         )
-        return settings
+        unread = dict(UNREAD.get(shield.kind, {}))
+        if shield.rank is not None:
+            unread["energy"] = _NO_BASES["energy"]
+        return settings.model_copy(update={"shield": shield.model_copy(update=unread)})
 
 
 def is_local(base: str) -> bool:

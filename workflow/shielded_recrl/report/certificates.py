@@ -63,8 +63,9 @@ def page(runs: Sequence[Run]) -> str:
         [
             "# Certificates\n",
             "What the shield of each run promises about the served ranking, and what was measured: "
-            "the adapter on against the adapter off, on protected users, of whose prefixes bases "
-            "are made, and on held-out users, whom training never saw.\n",
+            "the ranking served after training against the one served before, on protected users, of "
+            "whose prefixes bases are made, and on held-out users, who are in no basis, read-out or "
+            "rollout.\n",
             *(f"{in_cell(rule)}\n" for rule in rules),
             *_table(
                 ["dataset", "variant", "seed", "protected", "held out", "in one sentence"], promised

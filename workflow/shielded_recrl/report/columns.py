@@ -160,6 +160,7 @@ COLUMNS = [
     Column("dataset", "Key of the dataset in the config", "evaluation.dataset", str),
     Column("synthetic", "Whether the raw data are the embedded ones", "stats.synthetic", bool),
     Column("sequential", "Whether the source tells an order", "stats.sequential", bool),
+    Column("users", "Users kept by preparation", "stats.users", int),
     Column("variant", "Key of the variant in the config", "evaluation.variant", str),
     Column("seed", "Seed of training and sampling", "evaluation.seed", int),
     Column("shield", "Kind of shield", "summary.shield.kind", str),

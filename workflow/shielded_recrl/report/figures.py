@@ -43,9 +43,9 @@ KNOWN = (
 )
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#331122", "#8800FF"),
-    *("#001177", "#772211", "#AACC77", "#773366", "#BB55FF", "#EE0055", "#5544BB", "#808080"),
-    # For the first names that are not known.
-    *("#B8A900", "#00B8A9"),
+    *("#001177", "#772211", "#AACC77", "#773366", "#BB55FF", "#EE0055", "#5544BB", "#666644"),
+    # For the first name that is not known.
+    "#00B8A9",
 )
 # As many as there are known names; a tuple is a star of so many points.
 MARKERS = (
@@ -76,7 +76,7 @@ METADATA = {
 def styles(variants: Sequence[str]) -> Style:
     """Colour and marker by variant: known names have their own, others the rest, by the alphabet.
 
-    No two of the first 255 variants are alike, as the numbers of colours and markers are coprime.
+    No two of the first 272 variants are alike, as the numbers of colours and markers are coprime.
     """
     others = sorted(set(variants) - set(KNOWN))
     places = {name: place for place, name in enumerate([*KNOWN, *others])}

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from shielded_recrl.report.columns import Row
 
-NAMES = {"books": "Books", "ml25m": "MovieLens-25M", "steam": "Steam"}
+# What a dataset's key tells of its source: not which of its files was read, nor how much of it.
+NAMES = {"books": "Amazon reviews", "ml25m": "MovieLens", "steam": "Steam"}
 
 
 class Cell(NamedTuple):
@@ -55,10 +56,11 @@ def cells(rows: Sequence[Row]) -> list[Cell]:
 
 
 def title(row: Row) -> str:
-    """Name of a row's dataset, with what a reader must know about it.
+    """Name and users of a row's dataset, with what a reader must know about it.
 
-    >>> title({"dataset": "steam", "synthetic": True, "sequential": False})
-    'Steam (synthetic data, unordered)'
+    >>> title({"dataset": "steam", "users": 3726, "synthetic": True, "sequential": False})
+    'Steam, 3,726 users (synthetic data, unordered)'
     """
     marks = ["synthetic data"] * row["synthetic"] + ["unordered"] * (not row["sequential"])
-    return NAMES.get(row["dataset"], row["dataset"]) + (f" ({', '.join(marks)})" if marks else "")
+    name = f"{NAMES.get(row['dataset'], row['dataset'])}, {row['users']:,} users"
+    return name + (f" ({', '.join(marks)})" if marks else "")

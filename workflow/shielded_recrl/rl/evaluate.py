@@ -18,7 +18,7 @@ import tyro
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import default_device, load_base
-from shielded_recrl.explainer.lm import adapter_parameters, hidden_size, load_adapter, prefix_states
+from shielded_recrl.explainer.lm import adapter_parameters, hidden_size, load_adapter
 from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import atomic, read_jsonl, write_json, write_jsonl
 from shielded_recrl.ranker.metrics import ranking_metrics, top_k
@@ -36,6 +36,7 @@ from shielded_recrl.shield.serving import (
     load_states,
     read_tensors,
     served_scores,
+    served_states,
 )
 from shielded_recrl.shield.settings import RoleSettings, ShieldSettings
 from shielded_recrl.shield.variants import load_shield
@@ -106,7 +107,7 @@ def main(
     prefixes = [serving.prefix(user) for user in people]
 
     def served() -> np.ndarray:
-        hidden = prefix_states(model, prefixes).numpy()
+        hidden = served_states(model, prefixes).numpy()
         return served_scores(states.test_users[people], hidden, states.items, fitted)
 
     with model.disable_adapter():

@@ -110,7 +110,7 @@ def main(
     head = RankingHead.of(states, load_readout(readout)) if readout else None
     guard = load_shield(shield, model, serving, head, bases, seed)
     inputs = {
-        **{name: data / f"{name}.parquet" for name in ("train", "valid", "test", "items")},
+        **{name: data / f"{name}.parquet" for name in ("train", "valid", "test", "items", "users")},
         **{name: templates / f"{name}.txt" for name in ("prefix", "request")},
         **{"ranker": ranker, "base": base, "adapter": adapter},
         **{"bases": bases, "readout": readout},

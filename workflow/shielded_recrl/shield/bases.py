@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -247,7 +247,7 @@ def collect_bases(
             "base_sha256": digest,
             "precision": precision_of(causal_lm(model)),
             "revision": None,
-            "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+            "prompts_sha256": prompts_sha256(prompts),
             "tokens": sum(map(len, prompts)),
             "energy": energy,
             "rank": rank,
@@ -255,6 +255,12 @@ def collect_bases(
             "scope": scope,
         }
     return Bases(groups, bases, facts | dict(about or {}))
+
+
+def prompts_sha256(prompts: Sequence[Sequence[int]]) -> str:
+    """Hex digest of token ids, in their order."""
+    text = json.dumps([[int(token) for token in row] for row in prompts])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -1,7 +1,11 @@
 """Certificate of a trained adapter: what its shield promises, and what was measured.
 
 In: a model with its adapter, the ranking head, protected and held-out users. Out: a JSON document
-with hashes of everything it speaks of, drift on both cohorts, and a verdict for each.
+with hashes of everything it speaks of, drift on both cohorts, and a verdict for each. Held-out
+users are in no basis, read-out or rollout; what trained the LM and the ranker may hold them.
+
+Scores are served ones, with the adapter against without it: of the kind separate with the adapter
+off, of the kind activated out of one prefill that runs on into the request.
 
 On protected users, and wherever the ranking never reads the adapter, scores are compared directly.
 For users outside the cohorts two distribution-free statements are made, valid if they are
@@ -32,7 +36,6 @@ from shielded_recrl.explainer.lm import (
     causal_lm,
     hidden_size,
     is_activated,
-    prefix_states,
     switch_off_dropout,
     trunk,
 )
@@ -40,6 +43,7 @@ from shielded_recrl.shield.adapter import active_adapter, lora_a, lora_b, lora_l
 from shielded_recrl.shield.bases import (
     Bases,
     precision_of,
+    prompts_sha256,
     tensors_sha256,
     weights_sha256,
 )
@@ -51,6 +55,7 @@ from shielded_recrl.shield.moments import (
     Window,
     token_rows,
 )
+from shielded_recrl.shield.serving import served_states
 
 # A null space is exact on users whose scores moved by no more than this share of their standard
 # deviation over items, and whose tokens its bases miss by no more than this share of their length.
@@ -98,12 +103,12 @@ class Cohort:
 
 
 def cohort_scores(model: nn.Module, head: Head, cohort: Cohort, batch_size: int = 64) -> np.ndarray:
-    """Served scores [n, I], float64, with the adapter as it is: on or off.
+    """Served scores [n, I], float64, with the adapter as it is: on or off; see `served_states`.
 
     Raises:
         UserError: the offset has another shape than the head's scores, or a score is not finite.
     """
-    hidden = prefix_states(model, cohort.prompts, batch_size)
+    hidden = served_states(model, cohort.prompts, batch_size)
     device = next(trunk(model).parameters()).device
     with torch.no_grad():
         parts = [head(batch.to(device)).double().cpu() for batch in hidden.split(batch_size)]
@@ -139,7 +144,7 @@ def certify(
     """Certify an adapter.
 
     Args:
-        model: PEFT model with its adapter on; or a merged model, with `reference`.
+        model: PEFT model, its adapter not switched off; or a merged model, with `reference`.
         head: hidden states [n, d] -> scores [n, I].
         protected, heldout: the cohorts, or their prompts alone.
         kind: kind of the shield; `separate` ranks with the adapter off.
@@ -149,12 +154,14 @@ def certify(
         resamples: bootstrap resamples of the NDCG interval.
         seed: seed of the bootstrap.
         merged: precision the adapter was merged into; None: it is not merged.
-        reference: scores [n, I] of protected and held-out users without the adapter; None: the
-            model's own, with the adapter off.
+        reference: scores [n, I] of protected and held-out users without the adapter; None, and
+            always for an activated adapter: the model's own, with the adapter off.
         batch_size: prompts in a forward pass.
 
     Returns:
         kind, side, merged, precision, hashes, shield (what is known about the bases), modules,
+        modules_without_room (how many bases span the whole width, so that nothing is trained),
+        prompts_with_invocation (prompts in which PEFT alone would wake an activated adapter),
         protected, heldout, verdict, rule and sentence. Everything fits into JSON without NaN.
 
     Raises:
@@ -181,7 +188,9 @@ def certify(
 
     with _evaluation(model):
         with adapter_off():
-            before = reference or tuple(map(scores, cohorts.values()))
+            # Bits compare in equal shapes alone: an activated adapter has its own prefill.
+            own = reference is None or is_activated(model)
+            before = tuple(map(scores, cohorts.values())) if own else reference
             residuals = {}
             if bases is not None and side == "input" and adapted:
                 residuals = worst_residuals(
@@ -205,6 +214,10 @@ def certify(
 
     modules = module_report(model, bases, side, residuals) if adapted and bases else {}
     verdict = _verdict(kind, merged, measured, modules)
+    awake = None
+    if is_activated(model):
+        invocation = model.active_peft_config.alora_invocation_tokens
+        awake = sum(_contains(row, invocation) for c in cohorts.values() for row in c.prompts)
     return {
         "kind": kind,
         "side": side,
@@ -220,10 +233,14 @@ def certify(
         },
         "shield": _finite(bases.about) if bases else None,
         "modules": modules,
+        "modules_without_room": sum(
+            m["k"] is not None and m["k"] == m["d"] for m in modules.values()
+        ),
+        "prompts_with_invocation": awake,
         **measured,
         "verdict": verdict,
         "rule": RULE,
-        "sentence": _sentence(kind, merged, measured, verdict),
+        "sentence": _sentence(kind, merged, measured, verdict, awake),
     }
 
 
@@ -355,12 +372,6 @@ def head_sha256(head: Head, width: int) -> str:
         return _digest({"scores": head(probe.to(weight.device))})
 
 
-def prompts_sha256(prompts: Sequence[Sequence[int]]) -> str:
-    """Digest of token ids, in their order."""
-    text = json.dumps([[int(token) for token in row] for row in prompts])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _check_kind(
     model: nn.Module, kind: str, merged: str | None, adapted: bool, reference: object
 ) -> None:
@@ -450,14 +461,20 @@ def _sentence(
     merged: str | None,
     measured: Mapping[str, Mapping[str, Any]],
     verdict: Mapping[str, str],
+    awake: int | None,
 ) -> str:
     """One sentence for a product owner: what is promised, and what is only measured."""
     inside, outside = measured["protected"], measured["heldout"]
     both = f"{inside['users']} protected and {outside['users']} held-out users"
     if verdict["heldout"] == "exact":
+        proviso = (
+            f", if serving says where each request begins: {awake} of their prompts hold the "
+            "invocation tokens themselves, and left to find these PEFT would wake the adapter there"
+        )
         return (
             f"Promised: no recommendation changes for any user, because the ranking never reads "
-            f"the adapter; checked on {both}, whose scores are all bit-identical."
+            f"the adapter; checked on {both}, whose scores are all bit-identical"
+            f"{proviso if awake else ''}."
         )
     spread = f"(scores spread by {_number(inside['score_std'])})"
     moved = _number(inside["max_score_change"])
@@ -496,6 +513,12 @@ def _sentence(
 
 def _number(value: float) -> str:
     return f"{value:.3g}"
+
+
+def _contains(row: Sequence[int], tokens: Sequence[int]) -> bool:
+    """Whether `tokens` follow one another somewhere in `row`."""
+    size, row = len(tokens), list(row)
+    return any(row[at : at + size] == list(tokens) for at in range(len(row) - size + 1))
 
 
 def _score_std(scores: np.ndarray, seen: np.ndarray | None) -> float:

@@ -3,7 +3,9 @@
 Input side: with Q an orthonormal basis of what a linear layer reads on the protected prompts,
 A Q = 0 makes its update x -> s B A x zero on all of them, and by induction over the layers no
 protected hidden state moves. Output side: with Q a basis of directions of the residual stream,
-Q^T B = 0 keeps the update from writing into them.
+Q^T B = 0 keeps the update of a module that writes into that stream out of them. Modules are told by
+their output width alone: of others as wide, as q, k and v of multi-head attention, the same
+directions are held, though there they mean nothing.
 
 Projecting gradients alone keeps neither: Adam rescales element by element, and weight decay and
 momentum have memories of their own. So the weights are projected after every step as well.
@@ -36,7 +38,8 @@ class Constraint:
         Args:
             modules: module name in the base LM -> the subspace it is kept out of.
             side: input: every adapted module needs a basis of its input width; output: those
-                whose output has the width of the bases need one, the others are left alone.
+                whose output has the width of the bases need one, whatever they write into; the
+                others are left alone.
         """
         self.modules, self.side = dict(modules), side
         self.held: dict[str, tuple[nn.Parameter, Basis]] = {}
@@ -45,7 +48,8 @@ class Constraint:
         """Find the weights of a PEFT model's active adapter and project them now.
 
         Raises:
-            UserError: an adapted module has no basis, or one of another width.
+            UserError: an adapted module has no basis, or one of another width; or every basis
+                spans the whole width, so that nothing is left to train.
         """
         adapter = active_adapter(model)
         weights = (lora_a if self.side == "input" else lora_b)(model, adapter)
@@ -68,6 +72,11 @@ class Constraint:
             raise UserError(
                 f"bases: no adapted module has an {self.side} of width {sorted(self._widths())}; "
                 "adapt modules that the bases describe"
+            )
+        if all(basis.rank == basis.width for _, basis in self.held.values()):
+            raise UserError(
+                "bases: they span the whole width of every adapted module, which leaves no update "
+                "to train; lower shield.energy or protect fewer users"
             )
         self.project()
 

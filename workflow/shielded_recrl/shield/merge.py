@@ -73,7 +73,7 @@ def certify_merged(
         adapter_folder: PEFT folder of the adapter.
         head: hidden states [n, d] -> scores [n, I].
         protected, heldout: the cohorts, or their prompts alone.
-        precisions: what the merged model may be served in.
+        precisions: what the merged model may be served in; none: nothing is loaded.
         kind: kind of the shield the adapter was trained under.
         device: where the model is served; None: the first GPU, else the CPU.
         batch_size: prompts in a forward pass.
@@ -85,10 +85,12 @@ def certify_merged(
         holds `merged`, `verdict` None and a `sentence` that says so.
 
     Raises:
-        UserError: as `merged` and `certify`.
+        UserError: as `merged` and `certify`, or the temporary folder has no room for the merge.
     """
     from shielded_recrl.explainer.base import default_device, load_base
 
+    if not precisions:
+        return {}
     device = device or default_device()
     cohorts = [c if isinstance(c, Cohort) else Cohort(c) for c in (protected, heldout)]
     certificates: dict[str, dict[str, Any]] = {}
@@ -123,6 +125,8 @@ def _merged_folder(
     base_folder: Path, adapter_folder: Path, device: torch.device
 ) -> Iterator[tuple[Path, str]]:
     """A temporary folder with the merged model in fp32, and the digest of the adapter in it."""
+    from safetensors import SafetensorError
+
     from shielded_recrl.explainer.base import load_base
 
     model = load_adapter(load_base(base_folder, "fp32", device), adapter_folder)
@@ -133,7 +137,13 @@ def _merged_folder(
         )
     adapter = adapter_sha256(model)
     with tempfile.TemporaryDirectory() as folder:
-        model.merge_and_unload().save_pretrained(folder)
+        try:
+            model.merge_and_unload().save_pretrained(folder)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{folder}: the merged model cannot be written ({error}); set TMPDIR to a folder "
+                "with room for the base in fp32"
+            ) from error
         del model
         yield Path(folder), adapter
 

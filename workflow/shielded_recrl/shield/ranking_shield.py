@@ -21,6 +21,8 @@ from shielded_recrl.shield.adapter import (
     active_adapter,
     guard_gradients,
     last_block,
+    lora_a,
+    lora_b,
     lora_layers,
     require_plain_lora,
 )
@@ -42,8 +44,10 @@ class RankingShield:
             bases span all of it, protected scores do not move; with an energy cut-off the
             residual is measured.
         random: the same with random subspaces of equal rank, a control.
-        ranker: lora_B orthogonal to the directions of the hidden state that the head reads. It
-            promises nothing: later blocks and the last norm mix directions.
+        ranker: lora_B orthogonal to the directions of the hidden state that the head reads, in
+            every module whose output is as wide as that state. It promises nothing: later blocks
+            and the last norm mix directions, and in q, k and v of multi-head attention, which are
+            as wide, these directions mean nothing.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class RankingShield:
         self.constraint = None if bases is None else Constraint(bases.modules, side)
         self.penalty: ScorePenalty | None = None
         self.step = 0
+        self._weights: list[nn.Parameter] | None = None  # acted on; None: not attached
         self._handles: dict[torch.optim.Optimizer, tuple] = {}
 
     @classmethod
@@ -179,6 +184,12 @@ class RankingShield:
             self.penalty = ScorePenalty(
                 model, self.prompts, self.head, self.penalty_weight, self.seed, self.batch_size
             )
+        if self.constraint is not None:
+            self._weights = [weight for weight, _ in self.constraint.held.values()]
+        else:
+            adapter = active_adapter(model)
+            weights = lora_a(model, adapter), lora_b(model, adapter)
+            self._weights = [weight for side in weights for weight in side.values()]
 
     def hook(self, optimizer: Any, step: int = 0) -> None:
         """Act on every step of an optimizer from now on.
@@ -190,13 +201,24 @@ class RankingShield:
             optimizer: any torch optimizer, or accelerate's wrapper of one; hooking it again
                 replaces the earlier hooks.
             step: number of optimizer steps already taken; keys the penalty's minibatches.
+
+        Raises:
+            UserError: nothing is attached yet, or the optimizer does not train the weights that
+                are held; at a step: a closure, which computes gradients after the hook.
         """
+        self._require_attached()
         while hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer
+        trained = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        if any(w.requires_grad and id(w) not in trained for w in self._weights):
+            raise UserError(
+                "shield: the optimizer does not train all weights that the shield acts on; make it "
+                "from the parameters of the model that was given to attach"
+            )
         self.unhook(optimizer)
         self.step = step
         self._handles[optimizer] = (
-            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+            optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(lambda *_: self._after_step()),
         )
 
@@ -225,7 +247,12 @@ class RankingShield:
         return ShieldCallback()
 
     def leakage(self) -> float:
-        """The largest ||A Q|| / ||A|| (ranker: ||Q^T B|| / ||B||) over the modules."""
+        """The largest ||A Q|| / ||A|| (ranker: ||Q^T B|| / ||B||) over the modules.
+
+        Raises:
+            UserError: nothing is attached yet.
+        """
+        self._require_attached()
         return max(self.constraint.leakage().values()) if self.constraint is not None else 0.0
 
     def certify(
@@ -253,7 +280,17 @@ class RankingShield:
             **more,
         )
 
-    def _before_step(self) -> None:
+    def _require_attached(self) -> None:
+        if self._weights is None:
+            raise UserError("shield: it holds no model yet; call attach(peft_model) first")
+
+    def _before_step(self, _optimizer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        # The optimizer itself is the first argument.
+        if any(given is not None for given in (*args[1:2], kwargs.get("closure"))):
+            raise UserError(
+                "shield: optimizer.step(closure) computes gradients after the shield acts on them; "
+                "call backward first, then step() without a closure"
+            )
         if self.penalty is not None:
             with torch.enable_grad():
                 self.penalty.loss(self.step).backward()
@@ -274,10 +311,14 @@ def ranker_bases(
     rank: int | None = None,
     scope: Scope = "all",
 ) -> Bases:
-    """The directions of the residual stream that the head reads, for every module that writes d.
+    """The directions of the hidden state that the head reads, for every module of output width d.
 
-    These are the row space of J = d head / d h at h = 0, [I, d]; for a linear head, gamma E W, J
-    is the same everywhere.
+    Modules are chosen by that width alone. The attention's output and the MLP's write into the
+    residual stream, where these directions mean what they say; q, k and v of multi-head attention
+    do not, and holding these takes room and serves nothing.
+
+    The directions are the row space of J = d head / d h at h = 0, [I, d]; for a linear head,
+    gamma E W, J is the same everywhere.
 
     Args:
         model: the base LM, or a PEFT model of it.
@@ -285,6 +326,9 @@ def ranker_bases(
         energy: share of the squared singular values of J; 1 or more: its numerical rank.
         rank: number of directions; None takes as many as `energy` asks for.
         scope: decoder blocks that will be adapted.
+
+    Raises:
+        UserError: the head reads no direction at h = 0.
     """
     width, block = hidden_size(model), last_block(model) if scope == "last_block" else ""
     vocabulary = causal_lm(model).get_output_embeddings()
@@ -306,10 +350,19 @@ def ranker_bases(
 def row_space(
     head: Head, width: int, device: torch.device, *, energy: float, rank: int | None = None
 ) -> Basis:
-    """The leading right singular directions of the head's Jacobian at h = 0."""
+    """The leading right singular directions of the head's Jacobian at h = 0.
+
+    Raises:
+        UserError: the Jacobian is zero, so that it has no direction.
+    """
     origin = torch.zeros(width, device=device)
     jacobian: Tensor = torch.func.jacrev(lambda h: head(h[None])[0], chunk_size=256)(origin)
     jacobian = jacobian.detach().double().cpu()
+    if not jacobian.any():
+        raise UserError(
+            "ranker: no score of the head changes with the hidden state, so there is no direction "
+            "to hold; give the head with gamma above 0, or one whose gradient at h = 0 is not 0"
+        )
     values, vectors = torch.linalg.eigh(jacobian.T @ jacobian)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     captured = values.cumsum(0) / values.sum()

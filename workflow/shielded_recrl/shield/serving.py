@@ -13,9 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.lm import (
+    activation,
+    is_activated,
+    pad_left,
+    positions,
+    prefix_states,
+    trunk,
+)
 from shielded_recrl.explainer.prompts import PromptBuilder, Request, load_items
 from shielded_recrl.explainer.settings import PromptSettings
 from shielded_recrl.ranker.data import Splits, load_splits
@@ -154,6 +162,37 @@ def served_scores(
     """
     lm = hidden.astype(np.float64) @ readout.weight.T.astype(np.float64)
     return (users.astype(np.float64) + readout.gamma * lm) @ items.T.astype(np.float64)
+
+
+def served_states(
+    model: nn.Module, prompts: Sequence[Sequence[int]], batch_size: int = 64
+) -> Tensor:
+    """h at the end of each prompt, as it is served with the adapter as it is: on or off.
+
+    An activated adapter is served by one prefill of prompt and request, in which it wakes with the
+    first invocation token: so here, the request cut to its invocation tokens. Of any other model
+    the prompt is all there is.
+
+    Returns:
+        float32 states [n, d] on the CPU, in the order of `prompts`.
+    """
+    if not is_activated(model):
+        return prefix_states(model, prompts, batch_size)
+    invocation = list(model.active_peft_config.alora_invocation_tokens)
+    device = next(trunk(model).parameters()).device
+    states = []
+    for start in range(0, len(prompts), batch_size):
+        rows = [[*prompt, *invocation] for prompt in prompts[start : start + batch_size]]
+        ids, mask = (tensor.to(device) for tensor in pad_left(rows, 0))
+        with torch.no_grad(), activation(model, [len(invocation)] * len(rows)):
+            hidden = trunk(model)(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions(mask),
+                use_cache=False,
+            ).last_hidden_state
+        states.append(hidden[:, -len(invocation) - 1].float().cpu())
+    return torch.cat(states)
 
 
 def top_items(
