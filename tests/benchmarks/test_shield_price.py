@@ -44,7 +44,8 @@ def test_quick_run_measures_every_mode_and_variant(load, tmp_path):
     assert {row["mode"] for row in setting["runs"]} == set(modes)
     assert len(setting["runs"]) == 3 * len(modes)
     identical = {name for name, found in setting["modes"].items() if found["identical"]}
-    assert identical == {"base", "separate", "two_models", "activated"}
+    exact = {"separate", "two_models", "activated"}
+    assert identical == {"base", *exact, *(f"{name}_last" for name in exact)}
     assert len(job["updates"]) == 3 * len(variants)
     hooks = {name: median_of(job["updates"], name) for name in variants}
     assert hooks["without"] < hooks["projection"] < hooks["projection and penalty"]
@@ -71,11 +72,9 @@ def test_cached_requests_write_what_a_model_without_cache_writes(tiny):
         "activated": "activated",
     }
     for name, mode in serving.MODES.items():
-        served, ids, model = (
-            mode.serve(models, prompt, serving.Watch()),
-            whole,
-            models[adapter[name]],
-        )
+        own = adapter[name.removesuffix("_last")]
+        own += "_last" if name.endswith("_last") else ""
+        served, ids, model = mode.serve(models, prompt, serving.Watch()), whole, models[own]
         for _ in range(prompt.answer):
             awake = [ids.shape[1] - prompt.prefix.shape[1]] * len(ids)
             with activation(model, awake):
@@ -103,11 +102,15 @@ def test_weights_of_each_mode(tiny):
         found = serving.check(models, prompt, "fp32")["modes"]
     base = found["base"]["weight_bytes"]
     assert base == 4 * models["base"].num_parameters()
-    assert found["merged"]["weight_bytes"] == base
-    assert found["two_models"]["weight_bytes"] == 2 * base
-    trained = sum(p.numel() for n, p in models["adapted"].named_parameters() if "lora_" in n)
-    for name in ("always_on", "separate", "activated"):
-        assert found[name]["weight_bytes"] == base + 4 * trained
+    trained = {}
+    for suffix in ("", "_last"):
+        assert found[f"merged{suffix}"]["weight_bytes"] == base
+        assert found[f"two_models{suffix}"]["weight_bytes"] == 2 * base
+        weights = models[f"adapted{suffix}"].named_parameters()
+        trained[suffix] = sum(weight.numel() for name, weight in weights if "lora_" in name)
+        for name in ("always_on", "separate", "activated"):
+            assert found[f"{name}{suffix}"]["weight_bytes"] == base + 4 * trained[suffix]
+    assert trained[""] == serving.SHAPES["tiny"].layers * trained["_last"]
     shape = serving.SHAPES["tiny"]
     length = shape.prefix + shape.request + shape.answer - 1
     assert found["base"]["cache_bytes"] == 4 * 2 * 3 * length * shape.hidden * shape.layers
@@ -179,3 +182,17 @@ def test_overhead_is_the_hooks_beside_a_step_without_them(load):
 def test_wrong_options_are_one_line(load, arguments, message):
     with pytest.raises(UserError, match=message):
         load("run").main(arguments)
+
+
+def test_a_setting_measured_again_takes_its_place_and_the_rest_stays(load, tmp_path):
+    run = load("run")
+    run.main(["--quick", "--part", "serving", "training", "--out", str(tmp_path)])
+    first = read_json(tmp_path / "results.json")
+    for batch, places in (("1", [2, 1]), ("2", [2, 1])):
+        again = ["--setting", "tiny", "fp32", batch, "2", "--part", "serving"]
+        run.main([*again, "--out", str(tmp_path)])
+        results = read_json(tmp_path / "results.json")
+        assert [setting["batch"] for setting in results["serving"]] == places
+        assert results["training"] == first["training"]
+    assert results["serving"][0] != first["serving"][0]
+    assert {row["round"] for row in results["serving"][0]["runs"]} == {0, 1}

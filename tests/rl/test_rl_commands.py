@@ -132,7 +132,13 @@ def test_the_evaluation_has_the_keys_others_read(out):
         *("books", "shielded", 5),
         1.0,
     )
-    assert set(got["ranker"]) == set(got["served_before"]) == set(got["served_after"]) == FIGURES
+    assert (
+        set(got["ranker"])
+        == set(got["lm"])
+        == set(got["served_before"])
+        == set(got["served_after"])
+        == FIGURES
+    )
     assert [row["step"] for row in got["curve"]] == [0, 1, 2]
     assert all(set(row) >= FIGURES | {"step", "ctr", "quality", "words"} for row in got["curve"])
     assert set(got["ndcg_change"]) == {"mean", "low", "high"}

@@ -16,7 +16,10 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = {"dataset", "variant", "seed", "shield", "provenance", "notes"}
+TEXT = {
+    *("dataset", "variant", "seed", "shield", "provenance", "notes"),
+    *("certificate_protected", "certificate_heldout"),
+}
 
 
 class Plan(NamedTuple):

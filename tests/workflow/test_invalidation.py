@@ -46,15 +46,23 @@ def test_ppo_maths_rerun_training_and_what_follows(twin):
     }
 
 
-def test_read_out_reruns_evaluation_but_not_training(twin):
+def test_read_out_reruns_evaluation_and_only_training_that_matches_scores(twin):
     plan = twin.plan(changes={"ranking": {"weight_decay": 0.2}})
     assert plan.rules == {
         "fit_readout": 2,
+        "train_policy": 2,
         "evaluate_policy": 3,
         "audit_policy": 3,
         "aggregate": 1,
         "all": 1,
     }
+    assert not [job for job in plan.jobs if "Train no_proj" in job]
+
+
+def test_basis_setting_leaves_runs_without_bases_alone(twin):
+    plan = twin.plan(changes={"shield": {"energy": 0.99}})
+    assert plan.rules["train_policy"] == plan.rules["evaluate_policy"] == 2
+    assert not [job for job in plan.jobs if "no_proj" in job]
 
 
 def test_dataset_setting_reruns_that_dataset_alone(twin):

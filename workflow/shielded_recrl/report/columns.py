@@ -171,6 +171,8 @@ COLUMNS = [
         "ranker_ndcg@10", "NDCG@10 of SASRec alone, held-out users", "evaluation.ranker.ndcg@10"
     ),
     Column("ranker_hr@10", "HR@10 of SASRec alone, held-out users", "evaluation.ranker.hr@10"),
+    Column("lm_ndcg@10", "NDCG@10 of the base LM alone, held-out users", "evaluation.lm.ndcg@10"),
+    Column("lm_hr@10", "HR@10 of the base LM alone, held-out users", "evaluation.lm.hr@10"),
     *_pair("served_{}_ndcg@10", "Served NDCG@10, held-out users,", "evaluation.served_{}.ndcg@10"),
     *_pair("served_{}_hr@10", "Served HR@10, held-out users,", "evaluation.served_{}.hr@10"),
     *_interval(

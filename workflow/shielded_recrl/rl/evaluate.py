@@ -8,6 +8,7 @@ differ between snapshots by the texts alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,6 +102,7 @@ def main(
         cohort(serving, states, users) for users in (serving.roles.protected, serving.roles.heldout)
     ]
     reference = tuple(cohort_scores(model, head, users) for users in cohorts)
+    lm_alone = lm_report(model, head, cohorts[1])
     model = load_adapter(model, run / "adapter")
     snapshots = load_snapshots(run / "snapshots.safetensors", set(adapter_parameters(model)))
     people = np.concatenate([serving.roles.protected, serving.roles.heldout])
@@ -157,6 +159,7 @@ def main(
         "variant": variant,
         "seed": seed,
         "gamma": fitted.gamma,
+        "lm": lm_alone,
         **ranking_report(serving, states, people, scores, measured, settings, roles_seed),
         "drift": {role: certificate[role] for role in ("protected", "heldout")},
         "reward": reward_report(*rewards, slate.users, settings, roles_seed),
@@ -248,6 +251,13 @@ def ranking_report(
             for step in sorted(scores)
         ],
     }
+
+
+def lm_report(model: torch.nn.Module, head: RankingHead, heldout: Cohort) -> dict[str, float]:
+    """NDCG@10 and HR@10 of held-out users when the LM ranks without the ranker."""
+    scores = cohort_scores(model, replace(head, gamma=1.0), replace(heldout, offset=None))
+    matrices = (scores, heldout.relevant, heldout.seen)
+    return _ndcg_hr(ranking_metrics(*(np.pad(matrix, ((0, 0), (1, 0))) for matrix in matrices)))
 
 
 def cohort(serving: Serving, states: RankerStates, users: np.ndarray) -> Cohort:
