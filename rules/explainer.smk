@@ -63,12 +63,12 @@ rule init_lora:
         templates=PROMPT_FILES,
     output:
         directory("results/explainer/{dataset}/{base}/{lora}"),
-    wildcard_constraints:
-        lora="lora-[^/]+",
     log:
         "results/logs/explainer/{dataset}/{base}/{lora}.log",
     benchmark:
         "results/benchmarks/explainer/{dataset}/{base}/{lora}.tsv"
+    wildcard_constraints:
+        lora="lora-[^/]+",
     conda:
         "../envs/explainer.yaml"
     threads: LM_THREADS

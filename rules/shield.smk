@@ -46,12 +46,12 @@ rule collect_bases:
         base=lambda w: STUDY.base_inputs(w.dataset, w.base),
     output:
         "results/shield/{dataset}/{base}/prompt-{tokens}/{bases}.safetensors",
-    wildcard_constraints:
-        bases="bases-[^/]+",
     log:
         "results/logs/shield/{dataset}/{base}/prompt-{tokens}/{bases}.log",
     benchmark:
         "results/benchmarks/shield/{dataset}/{base}/prompt-{tokens}/{bases}.tsv"
+    wildcard_constraints:
+        bases="bases-[^/]+",
     conda:
         "../envs/shield.yaml"
     threads: LM_THREADS
