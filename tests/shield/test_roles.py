@@ -25,8 +25,8 @@ def test_heldout_users_are_in_no_other_role(users, protected, heldout, seed):
     assert not parts["heldout"] & (parts["protected"] | parts["train"])
     assert parts["protected"] <= parts["train"]
     assert parts["heldout"] | parts["train"] == users
-    assert len(parts["protected"]) == min(protected, len(users) // 3)
     assert len(parts["heldout"]) == min(heldout, len(users) // 3)
+    assert len(parts["protected"]) == min(protected, len(users) - len(parts["heldout"]))
     for name, members in parts.items():
         assert getattr(roles, name).tolist() == sorted(members)
 
