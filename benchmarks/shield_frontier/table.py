@@ -22,7 +22,9 @@ def table(path: Path) -> str:
     rows = pl.read_csv(path)
     variants = rows["variant"].unique(maintain_order=True).to_list()
     gains = {v: rows.filter(pl.col("variant") == v)["heldout_reward_gain"] for v in variants}
-    unshielded = max(gains[v].mean() for v in UNSHIELDED if v in gains)
+    unshielded = max((gains[v] for v in UNSHIELDED if v in gains), key=pl.Series.mean)
+    # A share of a gain that some seeds do not show says nothing.
+    gained = unshielded.min() > 0
     lines = [HEAD]
     for variant in variants:
         own = rows.filter(pl.col("variant") == variant)
@@ -35,7 +37,8 @@ def table(path: Path) -> str:
             f"| {share(own['drift_protected_top10_identical'])} "
             f"| {own['ndcg_change'].mean():+.4f} "
             f"| {' '.join(f'{gain:.3f}' for gain in gains[variant])} "
-            f"| {gains[variant].mean() / unshielded:.0%} | {' | '.join(merged)} |"
+            f"| {f'{gains[variant].mean() / unshielded.mean():.0%}' if gained else '-'} "
+            f"| {' | '.join(merged)} |"
         )
     return "\n".join(lines)
 
