@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.explainer.lm import adapter_parameters, prefix_states
-from shielded_recrl.shield.penalty import ScorePenalty, dropout_off
+from shielded_recrl.explainer.lm import adapter_parameters, dropout_off, prefix_states
+from shielded_recrl.shield.penalty import ScorePenalty
 from tiny_world import prompts, tiny_llama, with_adapter
 
 PROMPTS = prompts(10, 4, 9, seed=1)

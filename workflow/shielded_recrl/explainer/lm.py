@@ -99,16 +99,48 @@ def prefix_states(
     Returns:
         float32 states [n, d] on the CPU, in the order of `prefixes`.
     """
+    return torch.cat(
+        [
+            last_states(model, prefixes[start : start + batch_size]).cpu()
+            for start in range(0, len(prefixes), batch_size)
+        ]
+    )
+
+
+def last_states(model: nn.Module, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Final hidden states, float32 [n, d], at the last token of each row, with their gradient."""
     device = next(trunk(model).parameters()).device
-    states = []
-    for start in range(0, len(prefixes), batch_size):
-        batch = prefixes[start : start + batch_size]
-        longest = max(map(len, batch))
-        ids = torch.tensor([list(row) + [0] * (longest - len(row)) for row in batch]).to(device)
-        last = torch.tensor([len(row) - 1 for row in batch], device=device)
-        hidden = trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
-        states.append(hidden[torch.arange(len(batch), device=device), last].float().cpu())
-    return torch.cat(states)
+    longest = max(map(len, rows))
+    ids = torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    last = torch.tensor([len(row) - 1 for row in rows], device=device)
+    hidden = trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden[torch.arange(len(rows), device=device), last].float()
+
+
+@contextmanager
+def dropout_off(model: nn.Module) -> Iterator[None]:
+    """No dropout inside, and each module's mode as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    switch_off_dropout(model)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Dropout off, and no weight wants a gradient; all as it was afterwards."""
+    gradients = [(weight, weight.requires_grad) for weight in model.parameters()]
+    with dropout_off(model):
+        model.requires_grad_(False)
+        try:
+            yield
+        finally:
+            # PEFT makes adapters trainable when it switches them on again.
+            for weight, required in gradients:
+                weight.requires_grad_(required)
 
 
 def switch_off_dropout(model: nn.Module) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ import tyro
 from torch import Tensor, nn
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.explainer.lm import blocks
+from shielded_recrl.explainer.lm import blocks, frozen
 from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import atomic
 from shielded_recrl.shield.basis import Basis, random_basis
@@ -221,7 +221,8 @@ def collect_bases(
     first = count - 1 if scope == "last_block" else 0
     groups: dict[str, str] = {}
     bases: dict[str, Basis] = {}
-    with _frozen_base(model):
+    adapter_off = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+    with frozen(model), adapter_off:
         digest = weights_sha256(model)
         for start in range(first, count, layers_at_a_time):
             moments, found = second_moments(
@@ -296,26 +297,6 @@ def tensors_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-@contextmanager
-def _frozen_base(model: nn.Module) -> Iterator[None]:
-    """Adapter and dropout off, and no parameter wants a gradient; all as it was afterwards."""
-    from shielded_recrl.explainer.lm import switch_off_dropout
-
-    training = {module: module.training for module in model.modules()}
-    trained = {weight: weight.requires_grad for weight in model.parameters()}
-    switch_off_dropout(model)
-    try:
-        with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
-            for weight in trained:
-                weight.requires_grad_(False)
-            yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        for weight, wanted in trained.items():
-            weight.requires_grad_(wanted)
 
 
 def precision_of(lm: nn.Module) -> str:

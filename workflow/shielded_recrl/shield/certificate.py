@@ -20,8 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,9 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.lm import (
     blocks,
     causal_lm,
+    frozen,
     hidden_size,
     is_activated,
-    switch_off_dropout,
     trunk,
 )
 from shielded_recrl.shield.adapter import active_adapter, lora_a, lora_b, lora_layers
@@ -186,7 +186,7 @@ def certify(
     def adapter_off():
         return model.disable_adapter() if adapted else nullcontext()
 
-    with _evaluation(model):
+    with frozen(model):
         with adapter_off():
             # Bits compare in equal shapes alone: an activated adapter has its own prefill.
             own = reference is None or is_activated(model)
@@ -390,23 +390,6 @@ def _check_kind(
             "certify: the adapter is no activated LoRA and would act on the prefix; set "
             "alora_invocation_tokens in its LoraConfig and train it again"
         )
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Dropout off and weights frozen inside; afterwards all modes are as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    gradients = [(weight, weight.requires_grad) for weight in model.parameters()]
-    switch_off_dropout(model)
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        # PEFT makes adapters trainable when it switches them on again.
-        for weight, required in gradients:
-            weight.requires_grad_(required)
 
 
 def _statements(largest: np.ndarray, identical: float, alpha: float) -> dict[str, Any]:

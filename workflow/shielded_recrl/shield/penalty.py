@@ -10,15 +10,14 @@ where v, the variance of head(h(0)) over items, averaged over prompts, makes it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.explainer.lm import prefix_states, switch_off_dropout, trunk
+from shielded_recrl.explainer.lm import dropout_off, last_states, prefix_states, trunk
 
 Head = Callable[[Tensor], Tensor]
 
@@ -67,7 +66,7 @@ class ScorePenalty:
         """
         rows = self.rows(step)
         with dropout_off(self.model):
-            hidden = _last_states(self.model, [self.prompts[row] for row in rows])
+            hidden = last_states(self.model, [self.prompts[row] for row in rows])
         base = self.base_states[rows].to(hidden.device)
         change = self.head(hidden) - self.head(base)
         return self.weight * change.square().mean() / self.variance
@@ -87,25 +86,3 @@ class ScorePenalty:
             for states in self.base_states.split(self.batch_size)
         ]
         return float(torch.cat(parts).mean())
-
-
-@contextmanager
-def dropout_off(model: nn.Module) -> Iterator[None]:
-    """No dropout inside, and each module's mode as it was afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    switch_off_dropout(model)
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _last_states(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Final hidden states [n, d] at the last token of each prompt, with their gradient."""
-    device = next(trunk(model).parameters()).device
-    longest = max(map(len, prompts))
-    ids = torch.tensor([list(row) + [0] * (longest - len(row)) for row in prompts], device=device)
-    last = torch.tensor([len(row) - 1 for row in prompts], device=device)
-    hidden = trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
-    return hidden[torch.arange(len(prompts), device=device), last].float()
