@@ -1,16 +1,20 @@
-# make results: raw data to table, figures and report.   make test: the test suite.
-# Both set up all they need in .venv; PYTHON names the interpreter it is made from.
+# make results: raw data to table, figures and report.   make train_quick: plain RLHF.
+# make check: lint and tests.   make help: the rest.
+# All set up what they need in .venv; PYTHON names the interpreter it is made from.
 
 PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m
 REPORT := results/report/report.html
+# One thread is best for an LM as small as the embedded one.
+THREADS ?= 1
+RLHF := OMP_NUM_THREADS=$(THREADS) $(RUN) shielded_recrl.rl --overwrite True
 
-.PHONY: help results env dev test lint format schema lock clean
+.PHONY: help results train_smoke train_quick train_full tensorboard env dev check test lint format schema lock clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 results: env ## run the whole pipeline on the embedded data
 	$(RUN) snakemake --cores $(CORES) --scheduler greedy --quiet reason host -- results/aggregate_results.csv
@@ -25,6 +29,22 @@ results: env ## run the whole pipeline on the embedded data
 $(REPORT): results/aggregate_results.csv
 	$(RUN) snakemake --cores 1 --report $@ --quiet all
 
+train_smoke: env ## plain RLHF, 12 steps that show it runs (under 2 minutes)
+	$(RLHF) --epochs 2 --steps-per-epoch 6 --batch-size 2 --max-new-tokens 10 --learning-rate 1e-5 --kl-coef 0.1 --seed 42 --device auto --reward sentiment --name smoke
+
+train_quick: env ## plain RLHF that learns to write kind reviews (2 minutes)
+	$(RLHF) --reward sentiment --epochs 5 --seed 42 --name quick
+
+train_full: env ## plain RLHF, sentiment and preference, 3 seeds each (10 to 15 minutes)
+	for reward in sentiment preference; do \
+		for seed in 42 43 44; do \
+			$(RLHF) --reward $$reward --epochs 10 --seed $$seed --name full-$$reward-$$seed || exit; \
+		done; \
+	done
+
+tensorboard: env ## curves of all runs in a browser, also while they go on
+	$(BIN)/tensorboard --logdir_spec rlhf:runs,study:results
+
 env: .venv/env.stamp ## make .venv with what a run needs
 .venv/env.stamp: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 12) else "Python 3.11 or 3.12 is needed; set PYTHON=python3.11")'
@@ -38,6 +58,8 @@ dev: .venv/dev.stamp ## add what tests and lint need
 .venv/dev.stamp: .venv/env.stamp
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
 	touch $@
+
+check: lint test ## lint and the whole test suite
 
 test: dev ## run the whole test suite
 	$(RUN) pytest
@@ -64,5 +86,5 @@ lock: ## rewrite requirements.lock from the newest versions that pyproject.toml 
 	.venv/lock/bin/python -m pip freeze --all --exclude-editable | sed "s/+cpu$$//" > requirements.lock
 	rm -rf .venv/lock
 
-clean: ## remove results, keep .venv and downloads
-	rm -rf results .snakemake
+clean: ## remove results and runs, keep .venv and the study's downloads
+	rm -rf results runs .snakemake

@@ -1,7 +1,7 @@
 # REQUIRED INPUTS: every run of the study with its evaluation, certificate and audit
 # OUTPUTS: results/aggregate_results.csv, results/report/figures, results/report/{tables,explanations.md,certificates.md}
 
-FIGURES = ["ctr_over_steps", "ndcg_over_steps", "ablation", "frontier"]
+FIGURES = ["ctr_over_steps", "ndcg_over_steps", "ablation", "frontier", "overoptimisation"]
 RUN_FILES = [
     "evaluation.json",
     "certificate.json",

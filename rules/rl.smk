@@ -27,7 +27,7 @@ rule train_policy:
         gpu=LM_GPU,
     params:
         base=lambda w: STUDY.run_paths(w.dataset, w.variant)["base"],
-        shield=lambda w, input: given(input, "bases", "readout"),
+        bases=lambda w, input: given(input, "bases"),
         lengths=lambda w: STUDY.run_flags(w.variant),
         roles=ROLE_FLAGS,
         settings=lambda w: flags(STUDY.variants[w.variant].rl),
@@ -37,10 +37,14 @@ rule train_policy:
     message:
         "Train {wildcards.variant} on {wildcards.dataset}, seed {wildcards.seed}"
     shell:
-        "python -m shielded_recrl.rl train --data results/data/{wildcards.dataset} "
-        "--ranker {input.ranker} --base {params.base} --adapter {input.adapter} {params.shield} "
-        "--templates {params.templates} --out results/rl/{wildcards.dataset}/{wildcards.variant}/"
-        "seed-{wildcards.seed} --scratch results/scratch/rl/{wildcards.dataset}/"
+        "python=python; [ {resources.gpu} -le 1 ] || "
+        'python="torchrun --standalone --nproc_per_node {resources.gpu}"; '
+        "$python -m shielded_recrl.rl train --data results/data/{wildcards.dataset} "
+        "--ranker {input.ranker} --base {params.base} --adapter {input.adapter} "
+        "--readout {input.readout} {params.bases} --templates {params.templates} "
+        "--out results/rl/{wildcards.dataset}/{wildcards.variant}/seed-{wildcards.seed} "
+        "--scratch results/scratch/rl/{wildcards.dataset}/"
+        "{wildcards.variant}/seed-{wildcards.seed} --live results/live/{wildcards.dataset}/"
         "{wildcards.variant}/seed-{wildcards.seed} --dataset {wildcards.dataset} "
         "--variant {wildcards.variant} --seed {wildcards.seed} --roles-seed {params.roles_seed} "
         "{params.lengths} {params.roles} {params.settings} 2>&1 | tee {log}"

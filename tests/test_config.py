@@ -36,11 +36,13 @@ def test_files_made_from_the_model_are_in_step(path):
     assert (ROOT / path).read_text() == documents()[path], "run `make schema`"
 
 
-def test_documents_are_the_three():
+def test_documents_are_these():
     assert set(documents()) == {
         "config/config.yaml",
         "docs/configuration.md",
+        "docs/train_log.md",
         "workflow/schemas/config.schema.json",
+        "workflow/schemas/train.schema.json",
     }
 
 

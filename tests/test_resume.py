@@ -1,10 +1,20 @@
 """Checkpoints: whole or refused, and never another run's."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.resume import Progress, fingerprint, load_progress, save_progress
+from shielded_recrl.resume import (
+    Progress,
+    fingerprint,
+    load_progress,
+    random_state,
+    restore_random_state,
+    save_progress,
+)
 
 STATE = Progress(
     step=7,
@@ -69,3 +79,32 @@ def test_the_fingerprint_reads_values_not_order():
     values = {"seed": 1, "settings": {"rate": 0.1, "steps": 3}}
     assert fingerprint(values) == fingerprint({"settings": {"steps": 3, "rate": 0.1}, "seed": 1})
     assert fingerprint(values) != fingerprint({**values, "seed": 2})
+
+
+def dice() -> tuple:
+    """Draws of every global generator; of a normal one NumPy and Python keep the second."""
+    return (
+        random.random(),
+        random.gauss(0, 1),
+        np.random.rand(),  # noqa: NPY002
+        np.random.randn(),  # noqa: NPY002
+        torch.rand(()).item(),
+        torch.randn(3).tolist(),
+    )
+
+
+def test_random_states_come_back_from_disk(tmp_path):
+    before = random_state()
+    try:
+        dice()
+        save_progress(tmp_path / "x", Progress(1, [], random_state()), "owner")
+        drawn = [dice() for _ in range(3)]
+        restore_random_state(load_progress(tmp_path / "x", "owner").tensors)
+        assert [dice() for _ in range(3)] == drawn
+    finally:
+        restore_random_state(before)
+
+
+def test_reading_random_states_draws_nothing():
+    before = random_state()
+    assert all(torch.equal(before[name], state) for name, state in random_state().items())

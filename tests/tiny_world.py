@@ -137,8 +137,14 @@ def tiny_llama(
     return model.requires_grad_(False).eval()
 
 
-def with_adapter(model: LlamaForCausalLM, rank: int = 4, moved: float = 0.1, seed: int = 0):
-    """A PEFT model with LoRA on every linear layer; lora_B is normal of standard deviation `moved`."""
+def with_adapter(
+    model: LlamaForCausalLM,
+    rank: int = 4,
+    moved: float = 0.1,
+    seed: int = 0,
+    targets: str | list[str] = "all-linear",
+):
+    """A PEFT model with LoRA on linear layers; lora_B is normal of standard deviation `moved`."""
     torch.manual_seed(seed)
     adapted = get_peft_model(
         model,
@@ -146,7 +152,7 @@ def with_adapter(model: LlamaForCausalLM, rank: int = 4, moved: float = 0.1, see
             r=rank,
             lora_alpha=2 * rank,
             lora_dropout=0.0,
-            target_modules="all-linear",
+            target_modules=targets,
             task_type="CAUSAL_LM",
         ),
     )

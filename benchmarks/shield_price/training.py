@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.lm import adapter_parameters
 from shielded_recrl.rl.ppo import policy_loss, token_logprobs, whiten
-from shielded_recrl.rl.rollout import Rollout, response_logits, sample
+from shielded_recrl.rl.rollout import response_logits, sample
 from shielded_recrl.shield.bases import Bases
 from shielded_recrl.shield.basis import Basis
 from shielded_recrl.shield.ranking_shield import RankingShield
@@ -23,6 +23,7 @@ from shielded_recrl.shield.serving import RankingHead
 
 VARIANTS = {"without": None, "projection": 0.0, "projection and penalty": 10.0}
 LEARNING_RATE, CLIP_RATIO, MAX_GRAD_NORM, EPOCHS = 3e-3, 0.2, 1.0, 2
+LOG_RATIO_BOUND = 20.0
 ITEMS, RANKER_WIDTH = 240, 64
 # What orthogonality in fp32 leaves of ||A Q|| / ||A||.
 LEAKAGE = 1e-5
@@ -93,13 +94,13 @@ class Training:
         """Sample responses, and score them under policy and reference, as PPO does."""
         job = self.job
         prompts = torch.randint(job.shape.vocabulary, (job.rows, job.prompt)).tolist()
-        self.rollout: Rollout = sample(
+        size = (job.rows, job.response)
+        self.rollout, _ = sample(
             self.model,
             prompts,
             SimpleNamespace(pad_token_id=0, eos_token_id=1),
-            job.response,
+            torch.rand(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
             1.0,
-            torch.Generator().manual_seed(0),
         )
         with torch.no_grad():
             self.logp = self.logprobs()
@@ -111,13 +112,14 @@ class Training:
     def logprobs(self) -> Tensor:
         """Log-probabilities [n, t] of the responses."""
         logits, _ = response_logits(self.model, self.rollout)
-        return token_logprobs(logits, self.rollout.tokens, 1.0)[0]
+        return token_logprobs(logits, self.rollout.tokens, 1.0)
 
     def update(self) -> None:
         """One optimizer step, as `rl.train` makes it."""
         mask = self.rollout.response
         self.optimizer.zero_grad()
-        loss, _ = policy_loss(self.logprobs(), self.logp, self.advantages, mask, CLIP_RATIO)
+        logp = self.logprobs()
+        loss, _ = policy_loss(logp, self.logp, self.advantages, mask, CLIP_RATIO, LOG_RATIO_BOUND)
         (loss / mask.sum()).backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), MAX_GRAD_NORM)
         self.optimizer.step()

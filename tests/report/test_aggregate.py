@@ -19,7 +19,7 @@ from shielded_recrl.report.columns import TIMINGS, row
 from shielded_recrl.report.runs import load_runs
 from shielded_recrl.report.settings import ReportSettings
 
-FIGURES = ("ablation", "ctr_over_steps", "frontier", "ndcg_over_steps")
+FIGURES = ("ablation", "ctr_over_steps", "frontier", "ndcg_over_steps", "overoptimisation")
 
 
 def aggregate(study, out):
@@ -54,8 +54,8 @@ def test_everything_is_written_and_bytes_depend_on_contents_alone(study, tmp_pat
         *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
     }
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].split() == "dataset variant seeds relative CTR NDCG@10 change".split() + (
-        "held-out top 10 same".split()
+    assert printed[0].split() == (
+        "dataset variant seeds relative CTR lift share NDCG@10 change held-out top 10 same".split()
     )
     assert len(printed) == 1 + 9 + 1
     assert printed[1].startswith("books    no_proj        3")
@@ -132,8 +132,8 @@ def test_bars_are_changes_and_dots_are_seeds(drawn):
 def test_a_variant_keeps_its_style_in_every_study():
     alone = figures.styles(["kl0"])
     assert figures.styles(["mine", "shielded", "kl0"])["kl0"] == alone["kl0"]
-    names = [*figures.KNOWN, *(f"mine {number}" for number in range(256))]
-    assert len(set(figures.styles(names).values())) == 272
+    names = [*figures.KNOWN, *(f"mine {number}" for number in range(289))]
+    assert len(set(figures.styles(names).values())) == 306
 
 
 def test_styles_of_the_default_study_are_those_of_wong():
@@ -257,7 +257,15 @@ def test_a_broken_run_is_one_line_and_nothing_is_written(study, tmp_path):
 def test_explanations_are_shown_as_they_are_and_stay_in_their_cells(study):
     page = explanations.page(load_runs(study.runs, study.audits, study.stats))
     sections = page.split("\n## ")[1:]
-    assert [section.split()[0] for section in sections] == ["books", "ml25m", "steam"]
+    # Variants in a fixed order, whatever the study's; the smallest of three seeds.
+    assert [
+        section.split("`")[0].split()[0] + " " + section.split("`")[1] for section in sections
+    ] == [
+        f"{dataset} {variant}"
+        for dataset in ("books", "ml25m", "steam")
+        for variant in ("shielded", "no_proj")
+    ]
+    assert all(", seed 42, 24 steps)" in section for section in sections)
     for section in sections:
         table = [line for line in section.splitlines() if line.startswith("|")][2:]
         assert len(table) == explanations.SHOWN
@@ -267,3 +275,16 @@ def test_explanations_are_shown_as_they_are_and_stay_in_their_cells(study):
             "Title 0 (Drama, War)",
             "Title 1 (Drama, War)",
         ]
+        # Before and after stand side by side: the texts of steps 0 and 24, in the order of the slate.
+        cells = [line.split(" | ") for line in table]
+        for place, cell in enumerate(cells):
+            assert (cell[2].split()[1], cell[2].split()[-1]) == (str(place), "0.")
+            assert (cell[4].split()[1], cell[4].split()[-1]) == (str(place), "24.")
+
+
+def test_without_those_variants_the_first_of_the_study_is_shown(study):
+    runs = load_runs(study.runs, study.audits, study.stats)
+    others = [run for run in runs if run.variant not in explanations.VARIANTS]
+    assert [run.variant for run in explanations.shown(others)] == ["kl0"]
+    only = [run for run in runs if (run.dataset, run.variant) == ("books", "no_proj")]
+    assert [(run.variant, run.seed) for run in explanations.shown(only)] == [("no_proj", 42)]

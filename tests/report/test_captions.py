@@ -17,6 +17,7 @@ def test_every_figure_and_the_table_has_one():
         "ndcg_over_steps",
         "ablation",
         "frontier",
+        "overoptimisation",
         "results",
         "certificates",
     } <= names

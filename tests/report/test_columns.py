@@ -82,6 +82,15 @@ def test_a_row_takes_its_values_from_the_files(study):
     assert values["drift_heldout_top10_changed"] == 102 / 128
     assert values["drift_heldout_top10_changed_high"] == 102 / 128 + 0.06
     assert values["certificate_heldout"] == "approximate"
+    claims = evaluation["claims"]
+    assert values["claim_precision_after"] == claims["precision_after"]
+    assert values["claim_precision_change_low"] == claims["change_low"]
+    assert values["claims_before"] == claims["named_before"]
+    assert values["unique_after"] == evaluation["text"]["unique_after"]
+    assert values["published_share"] == evaluation["ctr"]["published_share"]
+    assert values["ctr_from_empty"] == evaluation["ctr"]["from_empty"]
+    assert values["gold_fall_high"] == evaluation["overoptimisation"]["gold_fall_high"]
+    assert values["overoptimised"] is False
     assert values["users"] == 3726
     assert values["notes"].startswith("merged_nf4_top10_identical, merged_nf4_max_score_change: ")
     assert not any(isinstance(v, float) and not math.isfinite(v) for v in values.values())
@@ -100,6 +109,7 @@ def test_an_undefined_value_is_explained(study):
     change(study, ["drift", "heldout", "kendall_tau"], None)
     for key in ("lift_share", "lift_share_low"):
         change(study, ["ctr", key], None)
+    change(study, ["claims", "change"], None)
     values = first_row(study)
     assert values["drift_heldout_kendall_tau"] is None
     assert values["notes"].split("; ") == [
@@ -107,6 +117,7 @@ def test_an_undefined_value_is_explained(study):
         "merged_nf4_top10_identical, merged_nf4_max_score_change: not measured: bitsandbytes is "
         "not installed",
         "lift_share, lift_share_low: perfect texts would not raise the click-through rate",
+        "claim_precision_change: too few texts name a title or a category to judge their claims",
     ]
 
 

@@ -39,6 +39,11 @@ def edit(path, **changes):
     write_json(path, {**read_json(path), **changes})
 
 
+def without_kl(path):
+    curve = [{k: v for k, v in point.items() if k != "kl"} for point in read_json(path)["curve"]]
+    edit(path, curve=curve)
+
+
 def cut(path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
 
@@ -62,6 +67,7 @@ def cut(path):
         (lambda s: (s.runs[0] / "train.jsonl").write_text("{}\n{"), "train.jsonl, line 2: not"),
         (lambda s: edit(s.runs[0] / "evaluation.json", curve=[{"step": 0}]), "'curve' needs"),
         (lambda s: edit(s.runs[0] / "evaluation.json", curve=None), "'curve' needs"),
+        (lambda s: without_kl(s.runs[0] / "evaluation.json"), "'curve' needs points with numbers"),
         (lambda s: s.audits[0].unlink(), "seed-42.json: cannot be read"),
         (lambda s: edit(s.audits[0], inputs={}), "none of the audits was made from its expl"),
         (lambda s: edit(s.audits[0], inputs="x"), "seed-42.json: 'inputs' is no JSON object"),

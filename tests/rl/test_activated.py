@@ -1,5 +1,6 @@
 """An activated adapter acts after the prefix: the prefix's states, and so the ranking, stay put."""
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -7,9 +8,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from shielded_recrl.explainer.base import load_base, load_tokenizer
 from shielded_recrl.explainer.init import invocation_tokens
 from shielded_recrl.explainer.init import main as init
-from shielded_recrl.explainer.lm import activation, is_activated, prefix_states, trunk
+from shielded_recrl.explainer.lm import activation, can_merge, is_activated, prefix_states, trunk
 from shielded_recrl.rl.ppo import token_logprobs
-from shielded_recrl.rl.rollout import response_logits, sample
+from shielded_recrl.rl.rollout import TransformersEngine, response_logits, sample
 from tiny_world import tiny_llama
 
 PREFIXES = [(5, 6, 7, 8), (9, 10, 11, 12, 13, 14), (15, 16)]
@@ -44,8 +45,8 @@ def model():
 
 
 def rollout(model, temperature: float = 1.0):
-    generator = torch.Generator().manual_seed(1)
-    return sample(model, PROMPTS, Tokenizer, 5, temperature, generator, request=COUNTS)
+    uniforms = torch.from_numpy(np.random.default_rng(1).random((3, 5)))
+    return sample(model, PROMPTS, Tokenizer, uniforms, temperature, active=COUNTS)[0]
 
 
 def test_one_prefill_gives_the_ranking_of_the_base_bit_for_bit(model):
@@ -84,7 +85,7 @@ def test_the_scored_distribution_is_the_sampled_one(model):
 def test_a_batch_is_scored_as_each_of_its_rows(model):
     """Log-probabilities of padded rows equal those of a pass over one row alone."""
     drawn = rollout(model)
-    logp, _ = token_logprobs(response_logits(model, drawn)[0], drawn.tokens, 1.0)
+    logp = token_logprobs(response_logits(model, drawn)[0], drawn.tokens, 1.0)
     for row, (prompt, count) in enumerate(zip(PROMPTS, COUNTS, strict=True)):
         length = int(drawn.response[row].sum())
         ids = torch.tensor([[*prompt, *drawn.tokens[row, :length].tolist()]])
@@ -93,6 +94,8 @@ def test_a_batch_is_scored_as_each_of_its_rows(model):
         alone = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
         expected = alone.gather(-1, ids[0, len(prompt) :, None])[:, 0]
         torch.testing.assert_close(logp[row, :length], expected, atol=1e-4, rtol=1e-4)
+        # What decoding with the cache made of it.
+        torch.testing.assert_close(drawn.logp[row, :length], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_adapter_changes_what_is_written(model):
@@ -122,6 +125,43 @@ def test_only_tokens_after_the_prefix_pull_on_the_adapter(model):
         hidden[:, end:].sum(), [w for w in model.parameters() if w.requires_grad], allow_unused=True
     )
     assert any(grad is not None and grad.any() for grad in grads)
+
+
+def test_micro_batches_are_scored_as_the_batch(model):
+    """Counts are from the end of a row, and a micro batch ends elsewhere."""
+    drawn = rollout(model)
+    short = drawn._replace(
+        mask=drawn.mask
+        * torch.tensor([[1], [1], [0]]).logical_or(
+            torch.arange(drawn.mask.shape[1]) < drawn.mask.shape[1] - 3
+        )
+    )
+    short = short._replace(response=short.mask[:, -short.response.shape[1] :].float())
+    with torch.no_grad():
+        whole, _ = response_logits(model, short)
+        for place in short.micro_batches(1):
+            part = short.at(place)
+            real = part.response.bool()
+            expected = whole[place.rows, place.response][real]
+            got = response_logits(model, part)[0][real]
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_it_is_never_merged_for_decoding(model):
+    """Merged weights would act on the prefix as well."""
+    assert not can_merge(model)
+    uniforms = torch.zeros(3, 5, dtype=torch.float64)
+    _, scores = TransformersEngine(Tokenizer)(model, PROMPTS, COUNTS, uniforms, 1.0)
+    assert scores is not None
+
+
+def test_nothing_stays_awake_after_an_error(model):
+    ids = torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        expected = trunk(model)(input_ids=ids).last_hidden_state
+        with pytest.raises(RuntimeError, match="power cut"), activation(model, [len(PROMPTS[0])]):
+            raise RuntimeError("power cut")
+        assert torch.equal(trunk(model)(input_ids=ids).last_hidden_state, expected)
 
 
 def test_other_adapters_act_everywhere():

@@ -12,12 +12,19 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_base
 from shielded_recrl.explainer.lm import adapter_parameters, load_adapter
 from shielded_recrl.rl.evaluate import (
+    PUBLISHED_RELATIVE_CTR,
+    ceiling,
+    claim_report,
     click_report,
+    kl_between,
     load_snapshots,
+    overoptimisation,
+    proxy,
     rankings,
     set_adapter,
     text_report,
 )
+from shielded_recrl.rl.rewards.base import Composite
 from shielded_recrl.rl.settings import EvaluationSettings
 from shielded_recrl.rl.slate import Slate
 
@@ -55,7 +62,11 @@ def test_a_slate_holds_the_top_unseen_items_of_heldout_users(world, slate):
         ]
 
 
-def test_texts_are_measured_row_by_row(slate):
+def slate_items(world):
+    return world.serving().prompts.items[1:]
+
+
+def test_texts_are_measured_row_by_row(world, slate):
     request = slate.requests[0]
     good = f"You may enjoy {request.about.title} since you liked {request.history[-1].title}."
     measured = slate.measure([good, *[""] * 9])
@@ -66,6 +77,13 @@ def test_texts_are_measured_row_by_row(slate):
     empty = slate.measure([""] * 10)
     assert (measured["clicks"] >= empty["clicks"]).all()
     np.testing.assert_array_equal(measured["clicks"][1:], empty["clicks"][1:])
+    # The item's title and one of the history.
+    assert measured["claims"].tolist() == measured["supported"].tolist() == [2, *[0] * 9]
+    stranger = next(
+        item.title for item in slate_items(world) if item not in (request.about, *request.history)
+    )
+    wrong = slate.measure([f"You may enjoy {stranger} or {request.about.title}.", *[""] * 9])
+    assert (wrong["claims"][0], wrong["supported"][0]) == (2, 1)
 
 
 def test_click_report(slate):
@@ -79,6 +97,13 @@ def test_click_report(slate):
     assert got["attainable"] == pytest.approx(best / before)
     assert got["lift_share"] == pytest.approx((after - before) / (best - before))
     assert got["relative_low"] <= got["relative"] <= got["relative_high"]
+    empty = slate.clicks(np.zeros(10))["clicks"].mean()
+    assert got["from_empty"] == pytest.approx(best / empty)
+    # On the scale of lift_share: the texts' own relative CTR would lie at their own share.
+    assert got["published_share"] == pytest.approx(
+        (PUBLISHED_RELATIVE_CTR - 1) / (got["attainable"] - 1)
+    )
+    assert (got["relative"] - 1) / (got["attainable"] - 1) == pytest.approx(got["lift_share"])
     same = click_report(slate, low, low, SETTINGS, seed=0)
     assert (same["relative"], same["relative_low"], same["relative_high"]) == (1.0, 1.0, 1.0)
     assert (same["lift_share_low"], same["lift_share_high"]) == (0.0, 0.0)
@@ -90,7 +115,9 @@ def test_a_simulator_that_ignores_quality_is_reported(world):
     slate = make_slate(world, quality_weight=0.0)
     low, high = slate.clicks(np.zeros(10)), slate.clicks(np.full(10, 0.9))
     got = click_report(slate, low, high, settings, seed=0)
-    assert got["relative"] == got["attainable"] == 1.0
+    assert got["relative"] == got["attainable"] == got["from_empty"] == 1.0
+    assert got["lift_share"] is None
+    assert got["published_share"] is None
     json.dumps(got, allow_nan=False)
 
 
@@ -98,6 +125,114 @@ def test_text_report_by_hand():
     measured = {"quality": np.array([0.5, 0.5, 0, 1]), "words": np.array([3, 3, 0, 1])}
     got = text_report(["One two three.", "One two three.", "", "Four!"], measured)
     assert got == {"words": 7 / 4, "quality": 0.5, "unique": 0.75, "empty": 0.25}
+
+
+USERS = np.repeat([3, 8, 9, 12], 2)
+
+
+def test_claim_precision_by_hand():
+    """Six of eight claims supported, then nine of ten: claims are pooled, texts are not averaged."""
+    before = {"claims": np.array([2, 1, 0, 1, 1, 1, 1, 1]), "supported": np.ones(8, int)}
+    before["supported"][[2, 7]] = 0
+    after = {"claims": np.array([2, 1, 1, 1, 1, 1, 1, 2]), "supported": np.ones(8, int)}
+    after["supported"][7] = 2
+    got = claim_report(before, after, USERS, SETTINGS, seed=0)
+    assert got["precision_before"] == pytest.approx(6 / 8)
+    assert got["precision_after"] == pytest.approx(9 / 10)
+    assert got["change"] == pytest.approx(9 / 10 - 6 / 8)
+    assert (got["named_before"], got["named_after"]) == (1.0, 1.25)
+    assert got["change_low"] < got["change"] < got["change_high"]
+    same = claim_report(before, before, USERS, SETTINGS, seed=0)
+    assert (same["change"], same["change_low"], same["change_high"]) == (0, 0, 0)
+
+
+def test_whole_users_are_drawn_for_claim_precision():
+    """One user of four is wrong throughout: some resample misses the user, none halves them."""
+    before = {"claims": np.ones(8, int), "supported": np.ones(8, int)}
+    after = {"claims": np.ones(8, int), "supported": (USERS != 9).astype(int)}
+    got = claim_report(before, after, USERS, SETTINGS, seed=0)
+    assert got["change"] == -0.25
+    assert got["change_high"] == 0
+    assert {4 * got["change_low"] % 1, 4 * got["change_high"] % 1} == {0}
+
+
+def test_texts_that_claim_nothing_have_no_precision():
+    nothing = {"claims": np.zeros(8, int), "supported": np.zeros(8, int)}
+    some = {"claims": np.ones(8, int), "supported": np.ones(8, int)}
+    got = claim_report(some, nothing, USERS, SETTINGS, seed=0)
+    assert (got["precision_before"], got["named_after"]) == (1.0, 0.0)
+    assert got["precision_after"] is got["change"] is got["change_low"] is None
+
+
+def test_kl_is_a_mean_since_the_snapshot_before():
+    log = [{"step": step, "kl": kl} for step, kl in enumerate([0.2, 0.4, 0.1, 0.3, 0.8], start=1)]
+    assert kl_between(log, [5, 0, 2]) == pytest.approx({0: 0.0, 2: 0.3, 5: 0.4})
+
+
+def texts(quality, reward):
+    spread = np.linspace(-0.01, 0.01, 8)
+    return {"quality": quality + spread, "reward": reward + spread[::-1]}
+
+
+@pytest.mark.parametrize(
+    ("curve", "peak", "found"),
+    [
+        # Both rise.
+        ({0: (0.4, 0.4), 8: (0.5, 0.5), 16: (0.6, 0.6)}, 16, False),
+        # Quality falls from the middle on, reward goes on rising.
+        ({0: (0.4, 0.4), 8: (0.6, 0.5), 16: (0.3, 0.7)}, 8, True),
+        # Both fall: training failed, the reward did not mislead.
+        ({0: (0.4, 0.4), 8: (0.6, 0.5), 16: (0.3, 0.2)}, 8, False),
+        # Worse than the base from the first step on.
+        ({0: (0.6, 0.4), 8: (0.5, 0.5), 16: (0.4, 0.7)}, 0, True),
+    ],
+)
+def test_gold_that_falls_while_the_proxy_rises_is_found(curve, peak, found):
+    measured = {step: texts(*values) for step, values in curve.items()}
+    got = overoptimisation(measured, USERS, SETTINGS, seed=0)
+    assert (got["peak"], got["found"]) == (peak, found)
+    assert got["gold_fall"] == pytest.approx(curve[peak][0] - curve[16][0])
+    assert got["proxy_rise"] == pytest.approx(curve[16][1] - curve[peak][1])
+
+
+def test_a_fall_within_its_interval_is_not_found():
+    """Two users better, two worse by a little more: quality fell, but not clearly."""
+    measured = {0: texts(0.5, 0.4), 8: texts(0.5, 0.6)}
+    measured[8]["quality"] += np.repeat([0.3, -0.31, 0.2, -0.21], 2)
+    got = overoptimisation(measured, USERS, SETTINGS, seed=0)
+    assert got["peak"] == 0
+    assert got["gold_fall_low"] < 0 < got["gold_fall"] < got["gold_fall_high"]
+    assert got["proxy_rise_low"] > 0
+    assert got["found"] is False
+    json.dumps(got)
+
+
+def test_the_proxy_is_the_total_reward_of_each_text(slate):
+    """Each text is scored beside its own prompt and request."""
+
+    def reward(prompts, responses, context):
+        first = [
+            len(text) + 100 * request.item for text, request in zip(responses, context, strict=True)
+        ]
+        known = [
+            request.about.title in prompt for prompt, request in zip(prompts, context, strict=True)
+        ]
+        return {
+            "first": torch.tensor(first, dtype=torch.float32),
+            "known": torch.tensor(known, dtype=torch.float32),
+        }
+
+    batch = [f"text {'x' * place}" for place in range(10)]
+    got = proxy(Composite([reward], {"first": 0.5, "known": -2.0}), batch, slate)
+    items = [request.item for request in slate.requests]
+    np.testing.assert_array_equal(
+        got, [0.5 * (len(t) + 100 * i) - 2 for t, i in zip(batch, items, strict=True)]
+    )
+    assert got.dtype == np.float64
+
+
+def test_penalties_do_not_raise_the_ceiling():
+    assert ceiling({"a": 0.5, "b": 0.25, "penalty": -0.5, "off": 0.0}) == 0.75
 
 
 def test_rankings_name_role_and_position(world):

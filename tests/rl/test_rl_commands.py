@@ -68,7 +68,8 @@ def out(world, tmp_path_factory):
         "bases": f"shield bases {inputs(world)} --energy 0.9 --seed {world.roles_seed} "
         f"--out {out}/bases.safetensors",
         "train": f"rl train {run_flags(world)} --adapter {world.adapter} "
-        f"--bases {out}/bases.safetensors --out {out}/run --scratch {out}/scratch {flags(TRAINING)}",
+        f"--readout {out}/readout.safetensors --bases {out}/bases.safetensors --out {out}/run "
+        f"--scratch {out}/scratch {flags(TRAINING)}",
         "evaluate": f"rl evaluate {run_flags(world)} --run {out}/run "
         f"--readout {out}/readout.safetensors --bases {out}/bases.safetensors {flags(SamplingSettings())} {flags(EVALUATION)}",
     }
@@ -110,7 +111,7 @@ def test_the_log_and_the_summary(out):
     rows = read_jsonl(out / "run" / "train.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     assert set(rows[0]) >= {
-        *("reward", "reward_length", "reward_relevance", "reward_coherence", "kl", "words"),
+        *("reward", "reward_length", "reward_features", "reward_coherence", "kl", "words"),
         *("policy_loss", "value_loss", "entropy", "clip_share", "explained_variance", "seconds"),
     }
     summary = read_json(out / "run" / "summary.json")
@@ -140,7 +141,15 @@ def test_the_evaluation_has_the_keys_others_read(out):
         == FIGURES
     )
     assert [row["step"] for row in got["curve"]] == [0, 1, 2]
-    assert all(set(row) >= FIGURES | {"step", "ctr", "quality", "words"} for row in got["curve"])
+    assert all(
+        set(row) >= FIGURES | {"step", "ctr", "quality", "words", "reward", "kl"}
+        for row in got["curve"]
+    )
+    first, _, last = got["curve"]
+    assert (first["kl"], first["reward"], last["reward"]) == (
+        *(0.0, got["reward"]["before"]),
+        got["reward"]["after"],
+    )
     assert set(got["ndcg_change"]) == {"mean", "low", "high"}
     assert {role: drift["users"] for role, drift in got["drift"].items()} == {
         "protected": 5,
@@ -150,11 +159,18 @@ def test_the_evaluation_has_the_keys_others_read(out):
         *("users", "max_score_change", "mean_score_change", "top10_identical", "kendall_tau"),
         *("ndcg_change", "hr_change", "ndcg_low", "ndcg_high"),
     }
-    assert set(got["reward"]) == {"before", "after", "gain", "gain_low", "gain_high"}
+    assert set(got["reward"]) == {"before", "after", "gain", "gain_low", "gain_high", "ceiling"}
+    assert set(got["overoptimisation"]) == {"peak", "found"} | {
+        f"{name}{end}" for name in ("gold_fall", "proxy_rise") for end in ("", "_low", "_high")
+    }
+    assert set(got["claims"]) == {
+        *("precision_before", "precision_after", "change", "change_low", "change_high"),
+        *("named_before", "named_after"),
+    }
     assert got["reward"]["gain"] == pytest.approx(got["reward"]["after"] - got["reward"]["before"])
     assert set(got["ctr"]) == {
         *("before", "after", "relative", "relative_low", "relative_high", "attainable"),
-        *("lift_share", "lift_share_low", "lift_share_high"),
+        *("lift_share", "lift_share_low", "lift_share_high", "from_empty", "published_share"),
     }
     assert set(got["text"]) == {
         f"{name}_{when}"
@@ -275,6 +291,7 @@ def test_an_activated_run_is_certified_exact(world, out, tmp_path):
         base=world.base,
         adapter=tmp_path / "init",
         templates=world.templates,
+        readout=out / "readout.safetensors",
         out=tmp_path / "whole" / "run",
         scratch=tmp_path / "scratch",
         dataset="books",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from explanation_texts import CATALOGUE, HONEST, REQUEST, TRICKS, VOCABULARY
-from shielded_recrl.explainer.prompts import Item
+from shielded_recrl.explainer.prompts import Item, Request
 from shielded_recrl.provenance import import_closure
 from shielded_recrl.ranker.data import Splits
 from shielded_recrl.rl.settings import SimulatorSettings
@@ -17,6 +17,7 @@ from shielded_recrl.rl.simulator import (
     LENGTH_SCALE,
     UNGROUNDED,
     ClaimIndex,
+    claim_counts,
     click_draws,
     click_probability,
     click_rates,
@@ -32,7 +33,7 @@ INDEX = ClaimIndex(CATALOGUE)
     "command",
     [
         "rl.train",
-        "rl.rewards",
+        "rl.rewards.explanation",
         "shield.bases",
         "shield.readout",
         "explainer.pretrain",
@@ -100,6 +101,25 @@ def test_quality_saturates_in_length():
 @settings(max_examples=150, deadline=None)
 def test_quality_lies_below_one(text):
     assert 0 <= quality(text, REQUEST, INDEX) < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "claims"),
+    [
+        ("It is fun.", 0),
+        ("It is fun. It is short.", 0),
+        ("You may want more of it.", 0),
+        ("You may like It because you liked Heat.", 2),
+        ("“Heat” is fun.", 0),
+        ("It Follows is fun.", 1),
+        ("Fun for fans of drama.", 1),
+    ],
+)
+def test_a_title_of_one_word_is_claimed_only_where_it_is_written_as_a_name(text, claims):
+    names = ("It", "More", "Heat", "It Follows")
+    index = ClaimIndex([Item("", (), ""), *(Item(name, ("Drama",), "") for name in names)])
+    request = Request(1, 1, about := Item("Heat", ("Drama",), ""), (about,), (), ())
+    assert claim_counts(text, request, index)[0] == claims
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 import pytest
 
-from shielded_recrl.explainer.prompts import Item, Request
-from shielded_recrl.rl.rewards import coherence
 from shielded_recrl.rl.text import distinct_share, echo_share, names, ngrams, words
 
 LONG = "The Lord of the Rings: The Fellowship of the Ring (2001)"
@@ -30,9 +28,3 @@ def test_echo_counts_rows_of_names_and_never_one_name():
     assert echo_share(words(f"You may enjoy {LONG} tonight."), [LONG, "Heat"], 5) == 0.0
     row = words("Heat Ran Casino Heist Night")
     assert echo_share(row, ["Heat", "Ran Casino", "Heist Night"], 5) == 1.0
-
-
-def test_naming_a_long_title_costs_no_coherence():
-    request = Request(1, 1, Item(LONG, ("Fantasy",), ""), (Item("Heat", ("Crime",), ""),), (), ())
-    text = "You may enjoy {} because it is a fantasy that many people liked."
-    assert coherence(text.format(LONG), request) >= 0.95 * coherence(text.format("it"), request)

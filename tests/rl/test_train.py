@@ -1,4 +1,4 @@
-"""PPO training on a tiny world: what moves, what does not, and that the same bytes come back."""
+"""The command `rl train` on a tiny world: what it reads, draws and writes, and how it resumes."""
 
 import dataclasses
 import shutil
@@ -14,14 +14,16 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_base
 from shielded_recrl.explainer.lm import adapter_parameters, load_adapter, prefix_states
 from shielded_recrl.files import read_json, read_jsonl, sha256
-from shielded_recrl.resume import load_progress, save_progress
 from shielded_recrl.rl import train
-from shielded_recrl.rl.settings import RLSettings
-from shielded_recrl.rl.train import Trainer
+from shielded_recrl.rl.logs import checked
+from shielded_recrl.rl.settings import RewardSettings, RLSettings
+from shielded_recrl.rl.train import Drift, ExplainerPrompts, snapshot_steps, study_reward
+from shielded_recrl.rl.trainer import PPO
 from shielded_recrl.shield.bases import collect_bases
 from shielded_recrl.shield.ranking_shield import RankingShield
 from shielded_recrl.shield.serving import RankingHead, ReadOut, load_states
 from shielded_recrl.shield.settings import ShieldSettings
+from tiny_ppo import timeless
 from tiny_world import tiny_llama
 
 CPU = torch.device("cpu")
@@ -35,33 +37,32 @@ QUICK = RLSettings(
     slate=4,
     snapshots=2,
     checkpoint_every=1,
+    drift_users=4,
+    reward=RewardSettings(toxicity=0.0),
 )
 
 
-@pytest.fixture
-def make(world):
-    """Build a trainer; see `Trainer`."""
+@pytest.fixture(scope="module")
+def readout(world, tmp_path_factory):
+    path = tmp_path_factory.mktemp("readout") / "readout.safetensors"
+    write_readout(path, gamma=0.5)
+    return path
 
-    def build(constraint=None, seed=0, moved=0.0, **changes) -> Trainer:
+
+@pytest.fixture
+def adapted(world):
+    """Load the base with the adapter, moved by normal numbers of a standard deviation."""
+
+    def load(moved: float = 0.0):
         model = load_adapter(load_base(world.base, "fp32", CPU), world.adapter, trainable=True)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for name, weight in adapter_parameters(model).items():
                 if "lora_B" in name and moved:
                     weight.normal_(0, moved, generator=generator)
-        states = load_states(world.ranker)
-        return Trainer(
-            model,
-            world.serving(),
-            states.valid_users,
-            states.items,
-            QUICK.model_copy(update=changes),
-            constraint,
-            world.explanation_tokens,
-            seed,
-        )
+        return model
 
-    return build
+    return load
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +77,7 @@ def head(world):
     """A ranking that reads the LM."""
     torch.manual_seed(0)
     states = load_states(world.ranker)
-    readout = ReadOut(torch.randn(states.items.shape[1], 32).numpy(), 1.0)
-    return RankingHead.of(states, readout)
+    return RankingHead.of(states, ReadOut(torch.randn(states.items.shape[1], 32).numpy(), 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -88,117 +88,35 @@ def collect(world, protected):
 
 
 @pytest.fixture
-def shield(collect, protected, head):
-    return lambda **options: RankingShield(collect(0.9), protected, head, **options)
+def make(world, adapted):
+    """Build the trainer of the study."""
 
-
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in trainer.trained.items()}
-
-
-def test_the_warm_up_moves_the_value_head_only(make):
-    trainer = make()
-    before = weights(trainer)
-    trainer.train_step()
-    after = weights(trainer)
-    for name in before:
-        assert torch.equal(before[name], after[name]) != name.startswith("value_head.")
-    assert (trainer.log[0]["policy_loss"], trainer.log[0]["clip_share"]) == (0.0, 0.0)
-    assert trainer.log[0]["kl"] == 0.0
-    trainer.train_step()
-    trainer.train_step()
-    last = weights(trainer)
-    assert not any(torch.equal(after[name], last[name]) for name in last)
-    assert trainer.log[2]["kl"] != 0.0
-
-
-def test_the_base_stays_frozen(make):
-    trainer = make(value_warmup=0)
-    frozen = {n: w.clone() for n, w in trainer.model.named_parameters() if "lora_" not in n}
-    for _ in range(2):
-        trainer.train_step()
-    now = dict(trainer.model.named_parameters())
-    assert frozen
-    assert all(torch.equal(weight, now[name]) for name, weight in frozen.items())
-
-
-def test_accumulated_micro_batches_make_the_same_update_as_the_full_batch(make, world):
-    """Plain SGD of rate 1 without clipping, so that the update is the gradient; mixed lengths."""
-    updates = []
-    for micro_batch, accumulation in ((8, 1), (4, 2), (1, 8)):
-        trainer = make(
-            moved=0.05,
-            micro_batch=micro_batch,
-            gradient_accumulation=accumulation,
-            epochs=1,
-            max_grad_norm=1e9,
+    def build(shield=None, **changes) -> PPO:
+        model, serving = adapted(), world.serving()
+        states = load_states(world.ranker)
+        settings = QUICK.model_copy(update=changes)
+        return PPO(
+            model,
+            serving.prompts.tokenizer,
+            ExplainerPrompts(serving, states, settings, 0),
+            study_reward(serving, states.valid_users, states.items, model, settings.reward),
+            settings,
+            max_new_tokens=world.explanation_tokens,
+            seed=0,
+            shield=shield,
         )
-        trainer.optimizer = torch.optim.SGD(trainer.parameters.values(), lr=1.0)
-        before = weights(trainer)
-        trajectory = trainer.generate_trajectory()
-        lengths = torch.tensor([1, 6, 2, 1, 5, 3, 6, 6])[:, None]
-        response = (torch.arange(world.explanation_tokens)[None] < lengths).float()
-        rollout = trajectory.rollout._replace(response=response)
-        log = trainer.update_policy(trajectory._replace(rollout=rollout))
-        after = weights(trainer)
-        update = torch.cat([(after[name] - before[name]).flatten() for name in trainer.parameters])
-        updates.append((trajectory.rollout.ids, update, log))
-    ids, full, log = updates[0]
-    assert full.norm() > 1e-3
-    for other_ids, update, other_log in updates[1:]:
-        assert torch.equal(ids, other_ids)
-        torch.testing.assert_close(update, full, atol=1e-6, rtol=0)
-        assert other_log == pytest.approx(log, abs=1e-6)
+
+    return build
 
 
-def test_the_first_pass_has_ratio_one(make):
-    """Whitened advantages have mean zero, so the loss at ratio 1 is zero and nothing is clipped."""
-    trainer = make(moved=0.05, epochs=1)
-    trajectory = trainer.generate_trajectory()
-    log = trainer.update_policy(trajectory)
-    assert log["policy_loss"] == pytest.approx(0, abs=1e-6)
-    assert log["clip_share"] == 0.0
-    # The update did move the policy: the ratio is no longer 1.
-    moved = trainer.evaluate(trajectory.rollout)[0].detach()
-    assert (moved - trajectory.logp).abs().max() > 1e-4
-
-
-def test_an_update_raises_the_surrogate(make):
-    """What was better than expected becomes likelier."""
-    trainer = make(moved=0.05, epochs=1, learning_rate=1e-3)
-    trajectory = trainer.generate_trajectory()
-    trainer.update_policy(trajectory)
-    gain = (trainer.evaluate(trajectory.rollout)[0].detach() - trajectory.logp).exp() - 1
-    assert (gain * trajectory.advantages).sum() > 0
-
-
-def test_a_text_that_does_not_end_is_penalised(make):
-    """With lambda 1 and a fresh value head, each return is the reward to come: 0.25 lower."""
-    options = {"gae_lambda": 1.0, "kl_weight": 0.0}
-    free = make(missing_eos_penalty=0.0, **options).generate_trajectory()
-    fined = make(missing_eos_penalty=0.25, **options).generate_trajectory()
-    assert torch.equal(free.rollout.ids, fined.rollout.ids)
-    assert not free.rollout.ended.all()
-    fine = 0.25 * (~free.rollout.ended).float()[:, None] * free.rollout.response
-    torch.testing.assert_close(fined.returns, free.returns - fine)
-
-
-def test_the_value_head_learns_the_returns(make):
-    trainer = make(value_epochs=100, value_learning_rate=0.1, clip_value=10.0)
-    trajectory = trainer.generate_trajectory()
-    mask = trajectory.rollout.response
-    start = ((trajectory.values - trajectory.returns).square() * mask).sum() / mask.sum() / 2
-    end = trainer.update_value(trajectory)
-    assert end < 0.7 * start.item()
-
-
-def test_requests_are_of_train_users_and_their_top_unseen_items(make, world):
-    trainer = make()
-    serving, states = trainer.serving, load_states(world.ranker)
+def test_requests_are_of_train_users_and_their_top_unseen_items(world):
+    states, serving = load_states(world.ranker), world.serving()
+    prompts = ExplainerPrompts(serving, states, QUICK, 0)
     drawn = []
     for step in range(8):
-        trainer.step = step
-        drawn.append([(request.user, request.item) for request in trainer.requests()])
+        requests = prompts.requests(step)
+        drawn.append([(request.user, request.item) for request in requests])
+        assert len(requests) == 8
     assert len(set(map(tuple, drawn))) == 8
     for user, item in (pair for step in drawn for pair in step):
         assert user in serving.roles.train
@@ -206,95 +124,83 @@ def test_requests_are_of_train_users_and_their_top_unseen_items(make, world):
         scores = states.items @ states.valid_users[user]
         scores[[0, *serving.splits.train[user]]] = -np.inf
         assert item in np.argsort(-scores)[: QUICK.slate]
-    for request in trainer.requests():
+    for request in prompts.requests(0):
         named = serving.splits.train[request.user][-len(request.history) :]
         assert [past.title for past in request.history] == [f"Harbor Road {i}" for i in named]
 
 
-def run(trainer: Trainer, steps: int) -> Trainer:
-    for _ in range(steps):
-        trainer.train_step()
-    return trainer
+def test_prompts_are_a_pure_function_of_the_step(world):
+    states, serving = load_states(world.ranker), world.serving()
+    first, again = (ExplainerPrompts(serving, states, QUICK, 0) for _ in range(2))
+    again(5)
+    assert first(3) == again(3)
+    assert first(3) != ExplainerPrompts(serving, states, QUICK, 1)(3)
+    asked = first(3)
+    assert len(asked.ids) == len(asked.active) == len(asked.context) == 8
+    for ids, active, request in zip(*asked, strict=True):
+        assert ids == request.prompt
+        assert ids[: len(ids) - active] == request.prefix
 
 
-def exported(trainer: Trainer, out):
-    trainer.export(out, dataset="d", variant="v", kind="none", fingerprint="f")
-    log = [
-        {k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(out / "train.jsonl")
-    ]
-    return sha256(out / "adapter"), sha256(out / "snapshots.safetensors"), log
+def test_the_reward_knows_the_ranker_s_relevance(world, adapted):
+    """Of two rankers that differ in sign alone, one finds the item best and the other worst."""
+    serving, states = world.serving(), load_states(world.ranker)
+    user = int(serving.roles.train[0])
+    best = int((states.items[1:] @ states.valid_users[user]).argmax()) + 1
+    request = serving.request(user, best, "valid")
+    text = "You will like this one because it is what you read most."
+    model, settings = adapted(), RewardSettings(toxicity=0.0)
+    liked, disliked = (
+        study_reward(serving, users, states.items, model, settings)([""], [text], [request])
+        for users in (states.valid_users, -states.valid_users)
+    )
+    assert liked["click"] > disliked["click"] > 0
+    for name in liked.keys() - {"click", "total"}:
+        assert liked[name] == disliked[name]
 
 
-@pytest.mark.parametrize("kind", ["none", "nullspace", "penalty"])
-def test_a_resumed_run_ends_in_the_same_bytes(make, shield, tmp_path, kind):
-    def constraint():
-        options = {"penalty": 10.0, "batch_size": 2} if kind == "penalty" else {}
-        return None if kind == "none" else shield(**options)
-
-    undisturbed = exported(run(make(constraint()), 4), tmp_path / "whole")
-    path = tmp_path / "checkpoint.safetensors"
-    save_progress(path, run(make(constraint()), 2).checkpoint(), "owner")
-    resumed = make(constraint())
-    resumed.restore(load_progress(path, "owner"))
-    assert resumed.step == 2
-    assert exported(run(resumed, 2), tmp_path / "resumed") == undisturbed
-
-
-def test_the_seed_decides(make, tmp_path):
-    first = exported(run(make(), 2), tmp_path / "a")
-    torch.manual_seed(99)
-    np.random.seed(99)  # noqa: NPY002
-    assert exported(run(make(), 2), tmp_path / "b") == first
-    assert exported(run(make(seed=1), 2), tmp_path / "c")[0] != first[0]
+def test_drift_by_hand(world, adapted, head):
+    """Root mean square of the change of all scores over their standard deviation, user by user."""
+    serving = world.serving()
+    model = adapted(moved=0.3)
+    rows = [serving.prefix(user) for user in serving.roles.protected[:4]]
+    now = head(prefix_states(model, rows)).double()
+    with model.disable_adapter():
+        before = head(prefix_states(model, rows)).double()
+    variance = before.var(dim=1, correction=0).mean()
+    expected = ((now - before).square().mean() / variance).sqrt().item()
+    assert expected > 0.1
+    got = Drift(model, head, serving, 4, "nullspace")()["drift"]
+    assert got == pytest.approx(expected, rel=1e-4)
+    # Served with the adapter off, or by a ranker that does not read the LM, nothing moves.
+    assert Drift(model, head, serving, 4, "separate")() == {"drift": 0.0}
+    deaf = dataclasses.replace(head, gamma=0.0)
+    assert Drift(model, deaf, serving, 4, "nullspace")() == {"drift": 0.0}
 
 
-def test_snapshots_lie_along_the_run_and_end_with_the_adapter(make, tmp_path):
-    trainer = run(make(), 4)
-    assert {name.split("/")[0] for name in trainer.snapshots} == {"step-000002", "step-000004"}
-    exported(trainer, tmp_path)
-    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    snapshots = load_file(tmp_path / "snapshots.safetensors")
-    for name, tensor in saved.items():
-        key = name.replace(".weight", ".default.weight")
-        assert torch.equal(snapshots[f"step-000004/{key}"], tensor)
+def test_snapshots_are_spread_evenly_and_the_last_is_the_end():
+    def steps(steps: int, snapshots: int) -> set[int]:
+        return snapshot_steps(QUICK.model_copy(update={"steps": steps, "snapshots": snapshots}))
 
-
-def test_training_stays_in_the_null_space(make, shield, tmp_path):
-    trainer = make(shield(), value_warmup=0)
-    assert trainer.shield.leakage() < 1e-6
-    run(trainer, 3)
-    assert trainer.shield.leakage() < 1e-6
-    exported(trainer, tmp_path)
-    assert read_json(tmp_path / "summary.json")["shield"]["leakage"] < 1e-6
+    assert steps(16, 4) == {4, 8, 12, 16}
+    assert steps(10, 3) == {3, 7, 10}
+    assert steps(5, 1) == {5}
 
 
 def test_the_shield_holds_protected_states_better_than_none(make, collect, protected, head):
     """Two protected prefixes span 32 dimensions in part: cut at the numerical rank."""
     change = {}
     for kind in ("none", "nullspace"):
-        constraint = None
-        if kind == "nullspace":
-            constraint = RankingShield(collect(0.995), protected, head)
-        trainer = make(constraint, value_warmup=0)
-        rows = [trainer.serving.prefix(user) for user in trainer.serving.roles.protected]
-        before = prefix_states(trainer.model, rows)
-        change[kind] = (prefix_states(run(trainer, 3).model, rows) - before).abs().max()
+        shield = RankingShield(collect(0.995), protected, head) if kind == "nullspace" else None
+        trainer = make(shield, value_warmup=0)
+        before = prefix_states(trainer.model, protected)
+        for _ in range(3):
+            trainer.train_step()
+        change[kind] = (prefix_states(trainer.model, protected) - before).abs().max()
     assert change["nullspace"] < 0.2 * change["none"]
 
 
-def test_a_gradient_that_is_not_finite_is_one_line(make):
-    trainer = make(value_warmup=0)
-    trajectory = trainer.generate_trajectory()
-    broken = trajectory._replace(advantages=trajectory.advantages * float("inf"))
-    before = weights(trainer)
-    with pytest.raises(UserError, match="not finite at step 1") as caught:
-        trainer.update_policy(broken)
-    assert "\n" not in str(caught.value)
-    after = weights(trainer)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def command(world, folder, **changes) -> dict:
+def command(world, readout, folder, **changes) -> dict:
     """Run `rl train`, return its summary."""
     arguments = {
         "data": world.data,
@@ -302,6 +208,7 @@ def command(world, folder, **changes) -> dict:
         "base": world.base,
         "adapter": world.adapter,
         "templates": world.templates,
+        "readout": readout,
         "out": folder / "run",
         "scratch": folder / "scratch",
         "dataset": "books",
@@ -317,30 +224,132 @@ def command(world, folder, **changes) -> dict:
     return read_json(folder / "run" / "summary.json")
 
 
-def test_a_command_that_died_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
-    settings = QUICK.model_copy(update={"steps": 3})
-    whole = command(world, tmp_path / "whole", settings=settings)
-    steps, original = [], Trainer.train_step
+def written(folder) -> tuple:
+    """What a run wrote, less what the clock and the machine decide."""
+    rows = [timeless(row) for row in read_jsonl(folder / "run" / "train.jsonl")]
+    return (
+        sha256(folder / "run" / "adapter"),
+        sha256(folder / "run" / "snapshots.safetensors"),
+        rows,
+    )
+
+
+class PowerCut(Exception):
+    """What a run dies of."""
+
+
+@pytest.mark.parametrize("kind", ["none", "nullspace", "penalty"])
+def test_a_command_that_died_goes_on_where_it_stopped(
+    world, readout, collect, tmp_path, monkeypatch, kind
+):
+    """The same bytes; a snapshot of before the cut is kept."""
+    collect(0.9).save(tmp_path / "bases.safetensors")
+    constrained = kind == "nullspace"
+    options = {
+        "settings": QUICK.model_copy(update={"steps": 4}),
+        "bases": tmp_path / "bases.safetensors" if constrained else None,
+        "shield": ShieldSettings(
+            kind="nullspace" if constrained else "none",
+            energy=0.9,
+            scope="all",
+            penalty=0.0 if kind == "none" else 10.0,
+        ),
+    }
+    whole = command(world, readout, tmp_path / "whole", **options)
+    steps, original = [], PPO.train_step
 
     def dies(self):
-        if self.step == 2:
-            raise RuntimeError("power cut")
-        original(self)
+        if self.step == 3:
+            raise PowerCut
+        return original(self)
 
-    monkeypatch.setattr(Trainer, "train_step", dies)
-    with pytest.raises(RuntimeError, match="power cut"):
-        command(world, tmp_path / "cut", settings=settings)
+    monkeypatch.setattr(PPO, "train_step", dies)
+    with pytest.raises(PowerCut):
+        command(world, readout, tmp_path / "cut", **options)
     assert not (tmp_path / "cut" / "run").exists()
+    assert (tmp_path / "cut" / "scratch" / "checkpoint.safetensors").is_file()
 
-    monkeypatch.setattr(
-        Trainer, "train_step", lambda self: (steps.append(self.step), original(self))
-    )
-    again = command(world, tmp_path / "cut", settings=settings)
-    assert steps == [2]
-    assert again["adapter_sha256"] == whole["adapter_sha256"]
+    def counts(self):
+        steps.append(self.step)
+        return original(self)
+
+    monkeypatch.setattr(PPO, "train_step", counts)
+    again = command(world, readout, tmp_path / "cut", **options)
+    assert steps == [3]
+    assert written(tmp_path / "cut") == written(tmp_path / "whole")
     assert again["fingerprint"] == whole["fingerprint"]
-    assert again["steps"] == 3
+    assert again["adapter_sha256"] == whole["adapter_sha256"]
+    assert again["steps"] == 4
     assert not list((tmp_path / "cut" / "scratch").iterdir())
+
+
+def test_what_a_run_writes(world, readout, tmp_path):
+    settings = QUICK.model_copy(update={"steps": 4, "snapshots": 2})
+    summary = command(
+        world,
+        readout,
+        tmp_path,
+        settings=settings,
+        live=tmp_path / "live",
+        loggers=("tensorboard",),
+    )
+    rows = read_jsonl(tmp_path / "run" / "train.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert checked(row) == row
+        assert row["ctr"] == row["reward_click"]
+    assert rows[0]["drift"] == 0.0  # the warm-up moves no policy
+    assert rows[-1]["drift"] > 0
+    assert summary["shield"] == {"kind": "none"}
+    assert summary["trainable_share"] < 1
+    snapshots = load_file(tmp_path / "run" / "snapshots.safetensors")
+    assert {name.split("/")[0] for name in snapshots} == {"step-000002", "step-000004"}
+    saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    for name, tensor in saved.items():
+        key = name.replace(".weight", ".default.weight")
+        assert torch.equal(snapshots[f"step-000004/{key}"], tensor)
+    assert list((tmp_path / "live" / "tb").iterdir())
+
+
+def test_the_separate_critic_is_not_exported(world, readout, tmp_path):
+    settings = QUICK.model_copy(update={"steps": 1, "snapshots": 1, "critic": "separate"})
+    command(world, readout, tmp_path, settings=settings)
+    saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    snapshots = load_file(tmp_path / "run" / "snapshots.safetensors")
+    assert len(saved) == len(snapshots) == 2 * 2 * 7
+    assert not any("critic" in name or "value_head" in name for name in (*saved, *snapshots))
+    assert sorted(path.name for path in (tmp_path / "run" / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_a_number_that_is_not_finite_stops_the_run_and_leaves_its_checkpoint(
+    world, readout, tmp_path, monkeypatch
+):
+    """The next start, with the reward mended, goes on from it."""
+    original = train.study_reward
+    whole = command(world, readout, tmp_path / "whole", settings=QUICK)
+
+    def breaks_at_the_third_step(*arguments):
+        reward, calls = original(*arguments), []
+
+        def broken(prompts, responses, context):
+            parts = reward(prompts, responses, context)
+            calls.append(len(responses))
+            parts["total"][6] += torch.nan if len(calls) == 3 else 0
+            return parts
+
+        return broken
+
+    monkeypatch.setattr(train, "study_reward", breaks_at_the_third_step)
+    with pytest.raises(UserError, match="'total' is not finite at step 3, response 6") as caught:
+        command(world, readout, tmp_path / "cut", settings=QUICK)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "cut" / "run").exists()
+    monkeypatch.setattr(train, "study_reward", original)
+    again = command(world, readout, tmp_path / "cut", settings=QUICK)
+    assert again["adapter_sha256"] == whole["adapter_sha256"]
 
 
 def write_readout(path, gamma: float) -> None:
@@ -357,7 +366,9 @@ def test_the_fingerprint_covers_all_that_a_run_reads(world, collect, tmp_path, w
     files = {name: tmp_path / f"{name}.safetensors" for name in ("bases", "readout")}
     collect(0.5).save(files["bases"])
     write_readout(files["readout"], gamma=0.5)
-    before = command(world, tmp_path / "before", **files)["fingerprint"]
+    short = QUICK.model_copy(update={"steps": 1, "snapshots": 1})
+    given = {"settings": short, "bases": files["bases"]}
+    before = command(world, files["readout"], tmp_path / "before", **given)["fingerprint"]
     copies = {name: tmp_path / name for name in ("data", "templates")}
     shutil.copytree(world.data, copies["data"])
     shutil.copytree(world.templates, copies["templates"])
@@ -380,25 +391,27 @@ def test_the_fingerprint_covers_all_that_a_run_reads(world, collect, tmp_path, w
             rows = rows.filter(pl.col("user") > 4)
         rows.write_parquet(path)
     changed = dataclasses.replace(world, **copies)
-    after = command(changed, tmp_path / "after", **files, shield=shield)
+    after = command(changed, files["readout"], tmp_path / "after", **given, shield=shield)
     assert after["fingerprint"] != before
 
 
-def test_the_null_space_needs_bases(world, tmp_path):
+def test_the_null_space_needs_bases(world, readout, tmp_path):
     with pytest.raises(UserError, match="--bases: the shield nullspace needs them"):
-        command(world, tmp_path, shield=ShieldSettings())
+        command(world, readout, tmp_path, shield=ShieldSettings())
 
 
-@pytest.mark.parametrize("shield", [{"kind": "ranker"}, {"kind": "none", "penalty": 1.0}])
-def test_what_reads_the_ranking_needs_a_readout(world, tmp_path, shield):
-    with pytest.raises(UserError, match="--readout: the shield ranker and a penalty read it"):
-        command(world, tmp_path, shield=ShieldSettings(**shield))
+def test_a_damaged_readout_is_one_line(world, tmp_path):
+    path = tmp_path / "readout.safetensors"
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match=str(path)) as caught:
+        command(world, path, tmp_path)
+    assert "\n" not in str(caught.value)
 
 
-def test_bases_of_another_base_are_refused(world, tmp_path, protected):
+def test_bases_of_another_base_are_refused(world, readout, tmp_path, protected):
     path = tmp_path / "bases.safetensors"
     other = tiny_llama(len(world.serving().prompts.tokenizer), seed=9)
     collect_bases(other, protected, energy=0.9999).save(path)
     with pytest.raises(UserError, match="collected from other base weights") as caught:
-        command(world, tmp_path, shield=ShieldSettings(penalty=0.0), bases=path)
+        command(world, readout, tmp_path, shield=ShieldSettings(penalty=0.0), bases=path)
     assert "\n" not in str(caught.value)

@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.explainer.lm import adapter_parameters, dropout_off, prefix_states
+from shielded_recrl.explainer.lm import (
+    adapter_parameters,
+    dropout_off,
+    last_block_linears,
+    prefix_states,
+)
 from shielded_recrl.shield.penalty import ScorePenalty
 from tiny_world import prompts, tiny_llama, with_adapter
 
@@ -30,6 +35,25 @@ def test_its_value_is_the_definition():
     assert expected > 0.01
     assert penalty(model).loss(0).item() == pytest.approx(expected, rel=1e-4)
     assert penalty(model, weight=6.0).loss(0).item() == pytest.approx(3 * expected, rel=1e-4)
+
+
+def test_passes_that_begin_at_the_first_adapted_block_change_nothing():
+    """Prompts of mixed lengths, in minibatches padded otherwise than the pass that was kept."""
+    model = with_adapter(tiny_llama(), targets=last_block_linears(tiny_llama()))
+    matching = penalty(model, batch_size=4)
+    assert matching.first_block == 1
+    assert len(matching.entering) == len(PROMPTS)
+
+    def loss_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
+        weights = list(adapter_parameters(model).values())
+        loss = matching.loss(1)
+        return loss, torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
+
+    begun = loss_and_gradient()
+    matching.entering = []
+    assert begun[0] > 1e-3
+    for kept, whole in zip(begun, loss_and_gradient(), strict=True):
+        torch.testing.assert_close(kept, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_it_has_no_units():

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 RUNS = [("books", "shielded", "1"), ("books", "no_proj", "1"), ("steam", "shielded", "1")]
 RUN = "results/rl/books/shielded/seed-1"
 CHECKPOINT = "results/scratch/rl/books/shielded/seed-1/checkpoint.safetensors"
+FIGURES = ("ctr_over_steps", "ndcg_over_steps", "ablation", "frontier", "overoptimisation")
 STEPS = 8
 ONE_RUN = {"study": [{"dataset": "books", "variants": ["shielded"], "seeds": [1]}]}
 
@@ -44,7 +45,7 @@ def test_training_moved_the_text_and_the_shield_held_the_protected_ranking(tiny)
 
 def test_figures_tables_logs_and_benchmarks_are_there(tiny):
     report = tiny.folder / "results/report"
-    for name in ("ctr_over_steps", "ndcg_over_steps", "ablation", "frontier"):
+    for name in FIGURES:
         assert (report / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (report / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
     page = (report / "certificates.md").read_text()
@@ -76,8 +77,7 @@ def test_second_run_has_nothing_to_do(tiny):
 def test_report_is_one_page_with_the_figures(twin):
     twin.run("--report", "report.html")
     page = twin.read("report.html")
-    figures = ("ctr_over_steps", "ndcg_over_steps", "ablation", "frontier")
-    for name in ("aggregate_results.csv", *figures):
+    for name in ("aggregate_results.csv", *FIGURES):
         assert name in page
 
 

@@ -9,13 +9,14 @@ from typing import NoReturn
 from shielded_recrl.errors import UserError
 
 
-def run_stage(stage: str, commands: dict[str, str]) -> NoReturn:
+def run_stage(stage: str, commands: dict[str, str], default: str | None = None) -> NoReturn:
     """Run one command of a stage and exit.
 
     Args:
         stage: name of the subpackage.
         commands: command name -> one-line summary. The command `x` is the function `main` of the
             module `shielded_recrl.<stage>.x`; only the module asked for is imported.
+        default: the command that flags without a command go to.
     """
     program = f"python -m shielded_recrl.{stage}"
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
@@ -24,6 +25,8 @@ def run_stage(stage: str, commands: dict[str, str]) -> NoReturn:
         print(f"usage: {program} COMMAND [--help] [OPTIONS]\n\ncommands:")
         print("\n".join(f"  {key:<{width}}  {text}" for key, text in commands.items()))
         sys.exit(0)
+    if default is not None and name.startswith("-"):
+        name, arguments = default, sys.argv[1:]
     if name not in commands:
         sys.exit(f"{program}: unknown command {name!r}; expected one of: {', '.join(commands)}")
     import tyro

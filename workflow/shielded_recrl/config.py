@@ -15,7 +15,12 @@ from shielded_recrl.explainer.settings import ExplainerSettings
 from shielded_recrl.machine import ResourceSettings
 from shielded_recrl.ranker.settings import RankerSettings
 from shielded_recrl.report.settings import ReportSettings
-from shielded_recrl.rl.settings import EvaluationSettings, RLSettings, SamplingSettings
+from shielded_recrl.rl.settings import (
+    EvaluationSettings,
+    RewardSettings,
+    RLSettings,
+    SamplingSettings,
+)
 from shielded_recrl.settings import Settings, one_line
 from shielded_recrl.shield.settings import BasisSettings, RankingSettings, ShieldSettings
 
@@ -69,6 +74,11 @@ UNREAD: dict[str, dict[str, Any]] = {
 }
 
 
+# A policy that is paid for length alone shows what of a gain length can explain.
+LENGTH_ONLY = {name: 0.0 for name in RewardSettings.model_fields if name != "target_words"}
+LENGTH_ONLY["length"] = 1.0
+
+
 class Config(Settings):
     """The study: datasets, stages, variants, and which of them run."""
 
@@ -110,6 +120,7 @@ class Config(Settings):
             "all_blocks": Variant(shield={"scope": "all"}),
             "no_proj_all": Variant(shield={"kind": "none", "scope": "all", "penalty": 0.0}),
             "kl0": Variant(rl={"kl_weight": 0.0}),
+            "length_only": Variant(rl={"reward": LENGTH_ONLY}),
             "lora4": Variant(explainer={"lora_rank": 4, "lora_alpha": 8}),
             "long_expl": Variant(explainer={"prompt_tokens": 128, "explanation_tokens": 64}),
         },
@@ -226,6 +237,18 @@ class Config(Settings):
             f"variants.{name}.rl.value_warmup",
             f"{settings.rl.value_warmup} warm-up steps leave none of {settings.rl.steps} for the "
             "policy; lower it or raise rl.steps",
+        )
+        rl, gpus = settings.rl, max(1, self.resources.gpu)
+        batch = rl.micro_batch * rl.gradient_accumulation
+        _require(
+            batch % gpus == 0,
+            "rl.gradient_accumulation",
+            f"{gpus} GPUs cannot share a batch of {batch} texts evenly; choose a multiple",
+        )
+        _require(
+            rl.mini_batches <= batch,
+            "rl.mini_batches",
+            f"{rl.mini_batches} mini batches cannot be made of {batch} texts; lower it",
         )
         unread = dict(UNREAD.get(shield.kind, {}))
         if shield.rank is not None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -19,7 +20,14 @@ class ResourceSettings(Settings):
 
     threads: int = Field(1, ge=1, description="CPU threads of a job that runs the LM.")
     mem_mb: int = Field(1800, ge=100, description="Memory of a job that runs the LM, in MB.")
-    gpu: int = Field(0, ge=0, description="GPUs of a job that runs the LM.")
+    gpu: int = Field(
+        0, ge=0, description="GPUs of a job that runs the LM; training shares a batch among them."
+    )
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        ("tensorboard",),
+        description="Where training reports while it goes on, beside train.jsonl; W&B is offline "
+        "unless WANDB_MODE says otherwise.",
+    )
 
 
 def prepare_environment(environment: MutableMapping[str, str]) -> None:

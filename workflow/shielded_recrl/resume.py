@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from shielded_recrl.errors import UserError
@@ -30,6 +33,37 @@ class Progress(NamedTuple):
     step: int
     log: list[dict[str, Any]]
     tensors: dict[str, Tensor]
+
+
+def random_state() -> dict[str, Tensor]:
+    """States of the global generators of Python, NumPy and torch, as bytes."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    states = {
+        "python": _as_tensor(random.getstate()),
+        "numpy": _as_tensor([kind, keys.tolist(), *rest]),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_state(states: Mapping[str, Tensor]) -> None:
+    """Put the global generators back into a state of `random_state`."""
+    version, internal, following = _from_tensor(states["python"])
+    random.setstate((version, tuple(internal), following))
+    np.random.set_state(tuple(_from_tensor(states["numpy"])))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _as_tensor(value: Any) -> Tensor:
+    return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _from_tensor(tensor: Tensor) -> Any:
+    return json.loads(bytes(tensor.tolist()))
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""Write what follows from the typed config: JSON schema, commented default config, docs table.
+"""Write what follows from the typed models: JSON schemas, commented default config, docs tables.
 
-`python -m shielded_recrl.schema` rewrites the three files in the current repository; a test keeps
-them in step with the model.
+`python -m shielded_recrl.schema` rewrites the files in the current repository; a test keeps them in
+step with the models.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from shielded_recrl.config import Config
 from shielded_recrl.files import write_text
+from shielded_recrl.rl.logs import StepLog, table
 
 HEADER = (
     "# The embedded default: synthetic data and a small LM, two CPU cores, minutes.\n"
@@ -30,6 +31,9 @@ def documents() -> dict[str, str]:
         + "\n",
         "config/config.yaml": default_config(),
         "docs/configuration.md": docs_page(),
+        "workflow/schemas/train.schema.json": json.dumps(StepLog.model_json_schema(), indent=2)
+        + "\n",
+        "docs/train_log.md": log_page(),
     }
 
 
@@ -64,6 +68,17 @@ def docs_page() -> str:
     ]
     return (
         "\n".join(lines + [f"| `{k}` | {_cell(v)} | {d} |" for k, v, d in _rows(Config())]) + "\n"
+    )
+
+
+def log_page() -> str:
+    """docs/train_log.md: every key of train.jsonl, its unit and what it means."""
+    return (
+        "# train.jsonl\n\n"
+        "One row a PPO step, made from `StepLog` in `workflow/shielded_recrl/rl/logs.py` by "
+        "`make schema`; the JSON schema is `workflow/schemas/train.schema.json`. Every value is a "
+        "finite number; one that is not stops the run with a line that names step and key. "
+        "TensorBoard and W&B show the same figures under the same names.\n\n" + table()
     )
 
 

@@ -157,12 +157,9 @@ class Study:
         }
 
     def train_inputs(self, dataset: str, variant: str) -> dict[str, str | list[str]]:
-        """Named inputs of training: bases and read-out only where the shield reads them."""
+        """Named inputs of training: bases only where the shield reads them."""
         paths = self.run_paths(dataset, variant)
-        shield = self.variants[variant].shield
-        wanted = ["adapter", *self._bases(shield)]
-        if shield.kind == "ranker" or shield.penalty > 0:
-            wanted.append("readout")
+        wanted = ["adapter", "readout", *self._bases(self.variants[variant].shield)]
         return {name: paths[name] for name in wanted} | {"base": present(paths["base"])}
 
     def evaluate_inputs(self, dataset: str, variant: str) -> dict[str, str | list[str]]:

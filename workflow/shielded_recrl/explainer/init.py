@@ -98,7 +98,7 @@ def save_adapter(adapter, folder: Path) -> None:
     PEFT writes target modules in the order of a set and the path of the base; both would make
     equal adapters differ.
     """
-    adapter.save_pretrained(folder)
+    adapter.save_pretrained(folder, selected_adapters=[adapter.active_adapter])
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from shielded_recrl.errors import UserError
+
+# The counts of the `activation` that holds now.
+_AWAKE: ContextVar[Sequence[int] | None] = ContextVar("awake", default=None)
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
@@ -61,11 +65,29 @@ def activation(model: nn.Module, tokens: Sequence[int]) -> Iterator[None]:
 
     Outside of this block it acts on none. Any other adapter acts on all tokens, here and there.
     """
-    if is_activated(model):
-        with model._enable_peft_forward_hooks(alora_offsets=[int(count) for count in tokens]):
-            yield
-    else:
+    if not is_activated(model):
         yield
+        return
+    from peft.tuners.lora import LoraLayer
+
+    counts = [int(count) for count in tokens]
+
+    # PEFT's own hooks allow one pass before each backward under gradient checkpointing.
+    def wake(layer, args, kwargs):
+        return args, {**kwargs, "alora_offsets": counts}
+
+    handles = [
+        module.register_forward_pre_hook(wake, with_kwargs=True)
+        for module in model.modules()
+        if isinstance(module, LoraLayer)
+    ]
+    before = _AWAKE.set(counts)
+    try:
+        yield
+    finally:
+        _AWAKE.reset(before)
+        for handle in handles:
+            handle.remove()
 
 
 def is_activated(model: nn.Module) -> bool:
@@ -115,6 +137,158 @@ def last_states(model: nn.Module, rows: Sequence[Sequence[int]]) -> Tensor:
     last = torch.tensor([len(row) - 1 for row in rows], device=device)
     hidden = trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
     return hidden[torch.arange(len(rows), device=device), last].float()
+
+
+@contextmanager
+def states_recorded(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the final hidden states [n, t, d] of each forward pass inside."""
+    states: list[Tensor] = []
+    handle = trunk(model).register_forward_hook(
+        lambda module, inputs, output: states.append(output.last_hidden_state)
+    )
+    try:
+        yield states
+    finally:
+        handle.remove()
+
+
+def first_adapted(model: nn.Module) -> int:
+    """Index of the first decoder block that an adapter acts in; 0 if it also acts elsewhere."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    where = [set(block.modules()) for block in blocks(model).values()]
+    layers = [module for module in causal_lm(model).modules() if isinstance(module, BaseTunerLayer)]
+    inside = [
+        next((index for index, modules in enumerate(where) if layer in modules), 0)
+        for layer in layers
+    ]
+    return min(inside, default=0)
+
+
+@contextmanager
+def inputs_recorded(model: nn.Module, block: int) -> Iterator[list[Tensor]]:
+    """Collect what enters a decoder block, [n, t, d], in each forward pass inside."""
+    states: list[Tensor] = []
+    module = list(blocks(model).values())[block]
+
+    def note_form(module, args, output):
+        # Some models' blocks (GPT-J, BLOOM) give their states as the first of a tuple.
+        module.gives_tuple = isinstance(output, tuple)
+
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs: states.append(args[0] if args else kwargs["hidden_states"]),
+            with_kwargs=True,
+        ),
+        module.register_forward_hook(note_form),
+    ]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def entered_at(model: nn.Module, block: int, states: Tensor) -> Iterator[None]:
+    """Let the forward passes inside begin at a decoder block with what enters it, [n, t, d].
+
+    The blocks below hand it on unread: where no adapter acts in them, their output is the same in
+    every pass over the same tokens. `inputs_recorded` at this block comes first.
+    """
+    *below, entered = list(blocks(model).values())[: block + 1]
+    given = (states,) if entered.gives_tuple else states
+    for module in below:
+        module.forward = lambda *args, **kwargs: given
+    try:
+        yield
+    finally:
+        for module in below:
+            del module.forward
+
+
+@contextmanager
+def merged_for_decoding(model: nn.Module) -> Iterator[None]:
+    """The active LoRA adapter of a PEFT model inside the base weights, and out of them again.
+
+    W + s B A stands in the place of W meanwhile; afterwards W is copied back, bit for bit, which
+    subtracting would not do. For weights of full precision only: rounding would sample from
+    another policy.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    adapter = model.active_adapter
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    with torch.no_grad(), _switched_off(layers):
+        kept = [weight.detach().clone() for weight in weights]
+        try:
+            for layer, weight in zip(layers, weights, strict=True):
+                weight.add_(layer.get_delta_weight(adapter))
+            yield
+        finally:
+            for weight, saved in zip(weights, kept, strict=True):
+                weight.copy_(saved)
+
+
+@contextmanager
+def _switched_off(layers: Sequence[nn.Module]) -> Iterator[None]:
+    # PEFT's own switch also changes which weights want a gradient.
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def can_merge(model: nn.Module) -> bool:
+    """Whether decoding may take place with the adapter merged: always on, and in fp32 weights."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    return (
+        bool(layers)
+        and not is_activated(model)
+        and all(weight.dtype == torch.float32 for weight in weights)
+    )
+
+
+def save_memory(model: nn.Module) -> None:
+    """Gradient checkpointing (Chen et al. 2016): recompute a block's activations going backward.
+
+    Only the blocks themselves go into training mode, which is when transformers checkpoints; what
+    is in them stays in evaluation mode, so no dropout comes with it. A block is recomputed with the
+    adapter it ran with, whichever is active by then.
+    """
+
+    def contexts():
+        return nullcontext(), _as_it_was(model, model.active_adapter, _AWAKE.get())
+
+    lm = causal_lm(model)
+    lm.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    lm.enable_input_require_grads()
+    for block in blocks(model).values():
+        block.training = True
+
+
+@contextmanager
+def _as_it_was(model: nn.Module, adapter: str, awake: Sequence[int] | None) -> Iterator[None]:
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    now = [layer._active_adapter for layer in layers]
+    # PEFT's own switch also changes which weights want a gradient.
+    for layer in layers:
+        layer._active_adapter = [adapter]
+    try:
+        with nullcontext() if awake is None else activation(model, awake):
+            yield
+    finally:
+        for layer, active in zip(layers, now, strict=True):
+            layer._active_adapter = active
 
 
 @contextmanager
@@ -186,6 +360,10 @@ def _misfit(folder: Path, reason: str) -> UserError:
     )
 
 
-def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """LoRA weights by name, in a fixed order."""
-    return {name: weight for name, weight in sorted(model.named_parameters()) if "lora_" in name}
+def adapter_parameters(model: nn.Module, adapter: str = "default") -> dict[str, nn.Parameter]:
+    """LoRA weights of an adapter by name, in a fixed order."""
+    return {
+        name: weight
+        for name, weight in sorted(model.named_parameters())
+        if "lora_" in name and f".{adapter}." in name
+    }

@@ -1,8 +1,8 @@
 """Collect finished runs and their audits into one table, figures and LaTeX tables.
 
 In: run folders, audit files, stats.json files. Out: aggregate_results.csv with one row a run,
-ctr_over_steps, ndcg_over_steps, ablation and frontier as PNG and PDF, results.tex and drift.tex,
-a page of explanations and one of certificates.
+ctr_over_steps, ndcg_over_steps, ablation, frontier and overoptimisation as PNG and PDF, results.tex
+and drift.tex, a page of explanations and one of certificates.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(
     certified = certificates.page(loaded)
     # Seaborn and pandas take seconds to import; bad input is refused before that.
     from shielded_recrl.report import figures as drawing
-    from shielded_recrl.report import frontier
+    from shielded_recrl.report import frontier, overoptimisation
 
     clicks = drawing.over_steps(loaded, rows, "ctr", "Simulated CTR")
     ndcg = drawing.over_steps(
@@ -63,6 +63,7 @@ def main(
     drawing.save(ndcg, figures / "ndcg_over_steps")
     drawing.save(drawing.ablation(rows, settings.ndcg_margin), figures / "ablation")
     drawing.save(frontier.figure(rows), figures / "frontier")
+    drawing.save(overoptimisation.figure(loaded, rows), figures / "overoptimisation")
     study = cells(rows)
     write_text(tables_folder / "results.tex", tables.results(study))
     write_text(tables_folder / "drift.tex", tables.drift(study))
@@ -92,6 +93,7 @@ def overview(study: Sequence[Cell]) -> str:
         "variant",
         "seeds",
         "relative CTR",
+        "lift share",
         "NDCG@10 change",
         "held-out top 10 same",
     )
@@ -101,6 +103,7 @@ def overview(study: Sequence[Cell]) -> str:
             cell.variant,
             str(len(cell.rows)),
             _format(cell.mean("ctr_relative"), ".3f"),
+            _format(cell.mean("lift_share"), ".0%"),
             _format(cell.mean("ndcg_change"), "+.4f"),
             _format(cell.mean("drift_heldout_top10_identical"), ".1%"),
         )

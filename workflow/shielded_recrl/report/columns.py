@@ -29,7 +29,9 @@ FILES = {
     "stats": "its stats.json",
 }
 NO_CLICK = "no click before training to compare with"
+NO_EMPTY_CLICK = "no click on empty texts to compare with"
 NO_LIFT = "perfect texts would not raise the click-through rate"
+NO_CLAIM = "too few texts name a title or a category to judge their claims"
 NO_ORDER = "a ranking without two different scores has no order"
 NO_TARGET = "no user has an unseen item to find"
 NO_MERGE = "the adapter cannot be merged, or was not: notes say why"
@@ -208,10 +210,28 @@ COLUMNS = [
         *(f"evaluation.ctr.relative{end}" for end in ("", "_low", "_high")),
         empty=NO_CLICK,
     ),
+    Column(
+        "ctr_attainable",
+        "Click-through rate with perfect texts over before training",
+        "evaluation.ctr.attainable",
+        empty=NO_CLICK,
+    ),
+    Column(
+        "ctr_from_empty",
+        "Click-through rate with perfect texts over empty texts",
+        "evaluation.ctr.from_empty",
+        empty=NO_EMPTY_CLICK,
+    ),
     *_interval(
         "lift_share",
         "Achieved share of the lift that perfect texts would bring",
         *(f"evaluation.ctr.lift_share{end}" for end in ("", "_low", "_high")),
+        empty=NO_LIFT,
+    ),
+    Column(
+        "published_share",
+        "Where the published relative CTR, 1.225, lies on the scale of lift_share",
+        "evaluation.ctr.published_share",
         empty=NO_LIFT,
     ),
     Column("kl", "Per-token KL to the base, last quarter of training", "evaluation.kl"),
@@ -225,8 +245,40 @@ COLUMNS = [
         "Reward gained on held-out users' explanations",
         *(f"evaluation.reward.gain{end}" for end in ("", "_low", "_high")),
     ),
+    *_interval(
+        "gold_fall",
+        "Quality lost since the best snapshot",
+        *(f"evaluation.overoptimisation.gold_fall{end}" for end in ("", "_low", "_high")),
+    ),
+    *_interval(
+        "proxy_rise",
+        "Reward gained since the snapshot of best quality",
+        *(f"evaluation.overoptimisation.proxy_rise{end}" for end in ("", "_low", "_high")),
+    ),
+    Column(
+        "overoptimised",
+        "Whether the intervals of gold_fall and proxy_rise both lie above 0",
+        "evaluation.overoptimisation.found",
+        bool,
+    ),
     *_pair("words_{}", "Mean words of an explanation", "evaluation.text.words_{}"),
     *_pair("quality_{}", "Mean quality of an explanation", "evaluation.text.quality_{}"),
+    *_pair("unique_{}", "Distinct texts over all texts", "evaluation.text.unique_{}"),
+    *(
+        column._replace(empty=NO_CLAIM)
+        for column in _pair(
+            "claim_precision_{}",
+            "Share of named titles and categories that item and history support",
+            "evaluation.claims.precision_{}",
+        )
+    ),
+    *_interval(
+        "claim_precision_change",
+        "Change of claim precision",
+        *(f"evaluation.claims.change{end}" for end in ("", "_low", "_high")),
+        empty=NO_CLAIM,
+    ),
+    *_pair("claims_{}", "Mean titles and categories named by a text", "evaluation.claims.named_{}"),
     *_pair("toxicity_mean_{}", "Mean toxicity", "audit.toxicity.{}.mean.mean"),
     *_pair("toxicity_p95_{}", "95th percentile of toxicity", "audit.toxicity.{}.p95"),
     *_pair("gini_{}", "Gini of item exposure", "audit.popularity.{}.gini"),

@@ -1,8 +1,8 @@
 """Explanations before and after training, side by side, as they are.
 
-In: finished runs. Out: a Markdown page with the first explanations of one run a dataset: the first
-variant in the order of the study, its smallest seed, the first held-out users. Nothing is selected
-by what it says.
+In: finished runs. Out: a Markdown page with the first explanations of the variants `VARIANTS` on
+each dataset, of their smallest seeds: users of the slate by number, their items by position.
+Nothing is selected by what it says.
 """
 
 from __future__ import annotations
@@ -15,18 +15,34 @@ from shielded_recrl.files import read_jsonl
 from shielded_recrl.report.runs import Run
 
 SHOWN = 10
+# With the shield and without; the first variant of the study where it has neither.
+VARIANTS = ("shielded", "no_proj")
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The Markdown page."""
+    """The Markdown page.
+
+    Args:
+        runs: sorted by dataset, then variant, then seed.
+    """
+    names = " and ".join(f"`{name}`" for name in VARIANTS)
     parts = [
         "# Explanations\n\n"
-        f"The first {SHOWN} explanations of one run a dataset, before and after training, unselected. "
-        "Quality is the evaluation simulator's, from 0 to 1.\n"
+        f"The first {SHOWN} explanations of {names} on each dataset, before and after training, "
+        "unselected: smallest seed, held-out users of the slate by number, their items by "
+        "position. Quality is the evaluation simulator's, from 0 to 1.\n"
     ]
     for _, group in groupby(runs, key=lambda run: run.dataset):
-        parts.append(_section(next(group)))
+        parts += map(_section, shown(list(group)))
     return "\n".join(parts)
+
+
+def shown(runs: Sequence[Run]) -> list[Run]:
+    """The runs of one dataset to show: one for each of `VARIANTS`, or the first run of all."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run.variant, run)
+    return [first[name] for name in VARIANTS if name in first] or [runs[0]]
 
 
 def _section(run: Run) -> str:

@@ -39,11 +39,12 @@ DPI = 200
 KNOWN = (
     *("shielded", "no_proj", "separate", "kl0", "lora4", "long_expl", "random", "no_penalty"),
     *("tight", "ranker", "activated", "weighted", "loose", "penalty_only", "all_blocks"),
-    "no_proj_all",
+    *("no_proj_all", "length_only"),
 )
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#331122", "#8800FF"),
     *("#001177", "#772211", "#AACC77", "#773366", "#BB55FF", "#EE0055", "#5544BB", "#666644"),
+    "#331155",
     # For the first name that is not known.
     "#00B8A9",
 )
@@ -53,6 +54,7 @@ MARKERS = (
     (4, 1, 0),
     (3, 1, 0),
     (6, 1, 0),
+    (8, 1, 0),
 )
 Marker = str | tuple[int, int, int]
 Style = dict[str, tuple[str, Marker]]
@@ -76,7 +78,7 @@ METADATA = {
 def styles(variants: Sequence[str]) -> Style:
     """Colour and marker by variant: known names have their own, others the rest, by the alphabet.
 
-    No two of the first 272 variants are alike, as the numbers of colours and markers are coprime.
+    No two of the first 306 variants are alike, as the numbers of colours and markers are coprime.
     """
     others = sorted(set(variants) - set(KNOWN))
     places = {name: place for place, name in enumerate([*KNOWN, *others])}

@@ -137,17 +137,17 @@ def figure(rows: Sequence[Row]) -> Figure:
         for axes, points, group in zip(panels[0], changed, groups, strict=True):
             axes.set_xlabel("Held-out users whose top 10 changed")
             _panel(axes, points, style, goal(group), GOAL_CHANGED)
-            _root_scale(axes, 1.0, SHARES, lambda share, _: f"{100 * share:g}%")
+            root_scale(axes, 1.0, SHARES, lambda share, _: f"{100 * share:g}%")
         for axes, points, group in zip(panels[-1], ndcg, groups, strict=True):
             axes.set_xlabel("|Change of NDCG@10|, held-out users")
             axes.axvline(GOAL_NDCG, color="black", linestyle="--", linewidth=0.8, zorder=1)
             _panel(axes, points, style, goal(group), GOAL_NDCG)
-            _root_scale(axes, widest, CHANGES, lambda change, _: f"{change:g}")
+            root_scale(axes, widest, CHANGES, lambda change, _: f"{change:g}")
         if measured:
             for axes, *own in zip(panels[1], changed, merged, groups, strict=True):
                 axes.set_xlabel("Top 10 changed once merged, held-out users")
                 _merged_panel(axes, *own[:2], style, goal(own[2]))
-                _root_scale(axes, 1.0, SHARES, lambda share, _: f"{100 * share:g}%")
+                root_scale(axes, 1.0, SHARES, lambda share, _: f"{100 * share:g}%")
         for axes in panels[:, 0]:
             axes.set_ylabel("Reward gained, held-out users")
         reached = any(goal(group) is not None for group in groups)
@@ -236,7 +236,7 @@ def _field(axes: Axes, points: Sequence[Point], reach: float | None, drift: floa
         axes.add_patch(Rectangle((-1, reach), 1 + drift, 1e6, color=GOAL_COLOUR, zorder=0))
 
 
-def _root_scale(
+def root_scale(
     axes: Axes, widest: float, ticks: Sequence[float], form: Callable[[float, int], str]
 ) -> None:
     """A square-root scale from 0 to `widest`, with a margin left of 0 and one to the right."""

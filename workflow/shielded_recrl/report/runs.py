@@ -14,7 +14,7 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json, read_jsonl, sha256
 
 IDENTITY = ("dataset", "variant", "seed")
-CURVE = ("step", "ctr", "ndcg@10")
+CURVE = ("step", "ctr", "ndcg@10", "quality", "reward", "kl")
 COHORTS = ("protected", "heldout")
 
 

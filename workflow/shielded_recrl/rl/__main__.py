@@ -5,7 +5,9 @@ from shielded_recrl.cli import run_stage
 run_stage(
     "rl",
     {
+        "rlhf": "The plain RLHF loop; flags without a command are its own.",
         "train": "Train an explainer with PPO, under a shield or without one.",
         "evaluate": "Measure drift, ranking and simulated clicks of a trained explainer.",
     },
+    default="rlhf",
 )

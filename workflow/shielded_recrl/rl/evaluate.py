@@ -1,15 +1,23 @@
 """Evaluate a run on users it was not trained on: drift, served ranking, simulated clicks, texts.
 
-In: base LM, adapter snapshots, read-out, ranker states, dataset. Out: evaluation.json,
-certificate.json (what the ranking was promised, and what was measured), explanations.jsonl (every
-text, before training and at each snapshot) and rankings.parquet (served top 10 before and after). The slates explained are those of the untrained adapter, so click rates
+In: base LM, adapter snapshots, read-out, ranker states, dataset, log of training. Out:
+evaluation.json, certificate.json (what the ranking was promised, and what was measured),
+explanations.jsonl (every text, before training and at each snapshot) and rankings.parquet (served
+top 10 before and after). The slates explained are those of the untrained adapter, so click rates
 differ between snapshots by the texts alone.
+
+Reward is watched beside what it stands for (Gao, Schulman and Hilton 2023, "Scaling Laws for Reward
+Model Overoptimization"): the reward of training is the proxy, the quality that the simulator's
+users see is the gold.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,7 +31,8 @@ from shielded_recrl.explainer.lm import adapter_parameters, hidden_size, load_ad
 from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import atomic, read_jsonl, write_json, write_jsonl
 from shielded_recrl.ranker.metrics import ranking_metrics, top_k
-from shielded_recrl.rl.rewards import composite, vocabulary
+from shielded_recrl.rl.rewards.base import TOTAL, Reward
+from shielded_recrl.rl.rewards.study import study_reward
 from shielded_recrl.rl.settings import EvaluationSettings, RewardSettings, SamplingSettings
 from shielded_recrl.rl.slate import Slate
 from shielded_recrl.shield.certificate import Cohort, certify, cohort_scores
@@ -41,7 +50,11 @@ from shielded_recrl.shield.serving import (
 )
 from shielded_recrl.shield.settings import RoleSettings, ShieldSettings
 from shielded_recrl.shield.variants import load_shield
-from shielded_recrl.statistics import bootstrap, paired_bootstrap
+from shielded_recrl.statistics import Interval, bootstrap, paired_bootstrap
+
+# Relative CTR published for explanations trained by reinforcement learning, to be placed on the
+# scale of a simulator: what is attainable there hangs on its quality_weight and on the base's texts.
+PUBLISHED_RELATIVE_CTR = 1.225
 
 
 def main(
@@ -147,12 +160,17 @@ def main(
         )
 
     last = max(snapshots)
-    categories = vocabulary(serving.prompts.items)
-    rewards = [
-        composite(texts[step], slate.requests, categories, reward)["total"] for step in (0, last)
-    ]
-    measured = {step: slate.measure(texts[step]) for step in texts}
+    trained_on = study_reward(serving, states.test_users, states.items, model, reward)
+    measured = {
+        step: {**slate.measure(batch), "reward": proxy(trained_on, batch, slate)}
+        for step, batch in texts.items()
+    }
     log = read_jsonl(run / "train.jsonl")
+    if [row.get("step") for row in log] != list(range(1, last + 1)):
+        raise UserError(
+            f"{run / 'train.jsonl'}: expected the rows of steps 1 to {last}, where the snapshots end; "
+            "train the run again"
+        )
     quarter = log[-max(1, len(log) // 4) :]
     evaluation = {
         "dataset": dataset,
@@ -160,10 +178,19 @@ def main(
         "seed": seed,
         "gamma": fitted.gamma,
         "lm": lm_alone,
-        **ranking_report(serving, states, people, scores, measured, settings, roles_seed),
+        **ranking_report(
+            serving, states, people, scores, measured, kl_between(log, scores), settings, roles_seed
+        ),
         "drift": {role: certificate[role] for role in ("protected", "heldout")},
-        "reward": reward_report(*rewards, slate.users, settings, roles_seed),
+        "reward": {
+            **reward_report(
+                *(measured[step]["reward"] for step in (0, last)), slate.users, settings, roles_seed
+            ),
+            "ceiling": ceiling(trained_on.weights),
+        },
+        "overoptimisation": overoptimisation(measured, slate.users, settings, roles_seed),
         "ctr": click_report(slate, measured[0], measured[last], settings, roles_seed),
+        "claims": claim_report(measured[0], measured[last], slate.users, settings, roles_seed),
         "text": {
             f"{name}_{when}": value
             for when, step in (("before", 0), ("after", last))
@@ -215,6 +242,7 @@ def ranking_report(
     people: np.ndarray,
     scores: dict[int, np.ndarray],
     measured: dict[int, dict[str, np.ndarray]],
+    kl: dict[int, float],
     settings: EvaluationSettings,
     seed: int,
 ) -> dict[str, Any]:
@@ -247,6 +275,8 @@ def ranking_report(
                 "ctr": float(measured[step]["clicks"].mean()),
                 "quality": float(measured[step]["quality"].mean()),
                 "words": float(measured[step]["words"].mean()),
+                "reward": float(measured[step]["reward"].mean()),
+                "kl": kl[step],
             }
             for step in sorted(scores)
         ],
@@ -270,6 +300,72 @@ def cohort(serving: Serving, states: RankerStates, users: np.ndarray) -> Cohort:
     )
 
 
+def proxy(reward: Reward, texts: Sequence[str], slate: Slate) -> np.ndarray:
+    """Total reward [n] of each text of a slate."""
+    prompts = slate.tokenizer.batch_decode([list(request.prompt) for request in slate.requests])
+    return reward(prompts, texts, slate.requests)[TOTAL].double().numpy()
+
+
+def ceiling(weights: Mapping[str, float]) -> float:
+    """Largest total: components lie in [0, 1], penalties have a negative weight."""
+    return sum(weight for weight in weights.values() if weight > 0)
+
+
+def kl_between(log: Sequence[dict[str, Any]], steps: Iterable[int]) -> dict[int, float]:
+    """Per-token KL to the base at each of the steps: mean over the steps since the one before.
+
+    A single step's estimate is noisy; the mean lags behind by half the steps between. At step 0
+    the policy is the base.
+
+    >>> kl_between([{"step": 1, "kl": 0.1}, {"step": 2, "kl": 0.3}], [0, 2])
+    {0: 0.0, 2: 0.2}
+
+    Args:
+        log: rows of train.jsonl.
+        steps: steps to measure at, 0 among them, each a step of the log.
+    """
+    first, *rest = sorted(steps)
+    means = {first: 0.0}
+    for before, step in pairwise((first, *rest)):
+        means[step] = fmean(row["kl"] for row in log if before < row["step"] <= step)
+    return means
+
+
+def overoptimisation(
+    measured: dict[int, dict[str, np.ndarray]],
+    users: np.ndarray,
+    settings: EvaluationSettings,
+    seed: int,
+) -> dict[str, float | int | bool]:
+    """Whether gold fell from its peak while the proxy rose, with paired user-clustered intervals.
+
+    `found` asks for both 95% intervals to lie above 0. The peak is picked among the K steps before
+    the last by the same texts, so that a run with nothing to find is flagged with a probability of
+    at most 0.025 K, not 0.025.
+
+    Args:
+        measured: quality and reward [n] of each text, by step.
+        users: of each text.
+        settings: resamples.
+        seed: of the bootstrap.
+    """
+    last = max(measured)
+    peak = max(sorted(measured), key=lambda step: measured[step]["quality"].mean())
+    fall, rise = (
+        paired_bootstrap(difference, settings.bootstrap, seed, users)
+        for difference in (
+            measured[peak]["quality"] - measured[last]["quality"],
+            measured[last]["reward"] - measured[peak]["reward"],
+        )
+    )
+    return {
+        "peak": peak,
+        **_with_ends("gold_fall", fall),
+        **_with_ends("proxy_rise", rise),
+        "found": fall.low > 0 and rise.low > 0,
+    }
+
+
 def reward_report(
     before: np.ndarray,
     after: np.ndarray,
@@ -282,9 +378,7 @@ def reward_report(
     return {
         "before": float(before.mean()),
         "after": float(after.mean()),
-        "gain": gain.mean,
-        "gain_low": gain.low,
-        "gain_high": gain.high,
+        **_with_ends("gain", gain),
     }
 
 
@@ -298,34 +392,80 @@ def click_report(
     """Click-through rates with user-clustered paired bootstrap intervals.
 
     `relative` is after / before; `attainable` is the relative CTR if every text had quality 1;
-    `lift_share` is (after - before) / (attainable - before).
+    `lift_share` is (after - before) / (attainable - before), in rates. `from_empty` is the CTR at
+    quality 1 over that at quality 0, all that texts can do in this simulator; `published_share` is
+    where the published relative CTR lies on the scale of `lift_share`, above 1 out of reach.
     """
-    best = slate.clicks(np.ones(len(slate.triples)))["clicks"]
+    best, empty = (
+        slate.clicks(np.full(len(slate.triples), quality))["clicks"] for quality in (1.0, 0.0)
+    )
     columns = np.stack([before["clicks"], after["clicks"], best], axis=1)
+    means = {
+        name: rates.mean()
+        for name, rates in zip(
+            ("before", "after", "best", "empty"), (*columns.T, empty), strict=True
+        )
+    }
     # Without a click, or with no lift to be had, a ratio is undefined and reported as null.
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = bootstrap(
-            columns, lambda s: s[..., 1] / s[..., 0], settings.bootstrap, seed, slate.users
+        ratio, share = (
+            bootstrap(columns, statistic, settings.bootstrap, seed, slate.users)
+            for statistic in (
+                lambda s: s[..., 1] / s[..., 0],
+                lambda s: (s[..., 1] - s[..., 0]) / (s[..., 2] - s[..., 0]),
+            )
         )
-        share = bootstrap(
+        attainable = means["best"] / means["before"]
+        from_empty = means["best"] / means["empty"]
+        published = (PUBLISHED_RELATIVE_CTR - 1) / (attainable - 1)
+    return _finite_or_null(
+        {
+            "before": means["before"],
+            "after": means["after"],
+            **_with_ends("relative", ratio),
+            "attainable": attainable,
+            **_with_ends("lift_share", share),
+            "from_empty": from_empty,
+            "published_share": published,
+        }
+    )
+
+
+def claim_report(
+    before: dict[str, np.ndarray],
+    after: dict[str, np.ndarray],
+    users: np.ndarray,
+    settings: EvaluationSettings,
+    seed: int,
+) -> dict[str, float | None]:
+    """Claim precision: the share of claims, over all texts, that item and history support.
+
+    A claim is a title or a category of the catalogue, counted once a text. `change` has a paired
+    bootstrap that draws users; null where a rate has nothing to divide by, in a resample, too.
+    `named` is the mean number of claims a text, as a policy that claims nothing is never wrong.
+    """
+    columns = np.stack(
+        [texts[key] for texts in (before, after) for key in ("supported", "claims")], axis=1
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sums = columns.sum(axis=0)
+        precision = sums[[0, 2]] / sums[[1, 3]]
+        change = bootstrap(
             columns,
-            lambda s: (s[..., 1] - s[..., 0]) / (s[..., 2] - s[..., 0]),
+            lambda s: s[..., 2] / s[..., 3] - s[..., 0] / s[..., 1],
             settings.bootstrap,
             seed,
-            slate.users,
+            users,
         )
-    report = {
-        "before": before["clicks"].mean(),
-        "after": after["clicks"].mean(),
-        "relative": ratio.mean,
-        "relative_low": ratio.low,
-        "relative_high": ratio.high,
-        "attainable": np.divide(*columns.mean(axis=0)[[2, 0]]),
-        "lift_share": share.mean,
-        "lift_share_low": share.low,
-        "lift_share_high": share.high,
-    }
-    return {name: float(value) if np.isfinite(value) else None for name, value in report.items()}
+    return _finite_or_null(
+        {
+            "precision_before": precision[0],
+            "precision_after": precision[1],
+            **_with_ends("change", change),
+            "named_before": before["claims"].mean(),
+            "named_after": after["claims"].mean(),
+        }
+    )
 
 
 def text_report(texts: list[str], measured: dict[str, np.ndarray]) -> dict[str, float]:
@@ -360,3 +500,12 @@ def rankings(serving: Serving, people: np.ndarray, scores: dict[int, np.ndarray]
 def _ndcg_hr(metrics: Any) -> dict[str, float]:
     means = metrics.means()
     return {name: means[name] for name in ("ndcg@10", "hr@10")}
+
+
+def _with_ends(name: str, interval: Interval) -> dict[str, float]:
+    """An estimate under its name, and the ends of its interval."""
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _finite_or_null(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: float(value) if np.isfinite(value) else None for name, value in values.items()}

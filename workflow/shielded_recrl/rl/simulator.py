@@ -4,8 +4,9 @@
 
 Relevance comes from validation interactions, which no training prompt names; quality from claims
 checked against the whole catalogue. Quality and reward value the same things in an explanation,
-length, form and supported claims, and measure them differently. Draws are keyed by (seed, user, item, position), so two policies that
-show the same items differ by their texts alone (common random numbers).
+length, form and supported claims, and measure them differently. Draws are keyed by (seed, user,
+item, position), so two policies that show the same items differ by their texts alone (common
+random numbers).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from scipy.sparse import csc_array
 from shielded_recrl.explainer.prompts import Item, Request, short_title
 from shielded_recrl.ranker.data import Splits
 from shielded_recrl.rl.settings import SimulatorSettings
-from shielded_recrl.rl.text import distinct_share, echo_share, words
+from shielded_recrl.rl.text import WORD, distinct_share, echo_share, words
 
 # Words at which the length factor of quality reaches 1 - 1/e.
 LENGTH_SCALE = 6.0
@@ -28,6 +29,9 @@ CLAIMS = 3
 # Share of quality a text keeps that makes no claim at all.
 UNGROUNDED = 0.25
 ECHO_WORDS = 6
+# What may stand between the end of a sentence and the first word of the next, and what ends one.
+OPENING = " \t\n\"'“‘(["
+ENDING = ("", ".", "!", "?", ":")
 
 
 class ClaimIndex:
@@ -42,13 +46,25 @@ class ClaimIndex:
         categories = {tuple(words(name)) for item in items[1:] for name in item.categories}
         self.phrases = {phrase for phrase in titles | categories if phrase}
         self.longest = max(map(len, self.phrases), default=0)
+        self.words = {phrase for phrase in titles - categories if len(phrase) == 1}
 
-    def spans(self, tokens: Sequence[str]) -> list[tuple[int, int]]:
-        """[start, end) of each phrase named, in order; of two that begin together, the longer."""
+    def spans(
+        self, tokens: Sequence[str], as_names: Sequence[bool] | None = None
+    ) -> list[tuple[int, int]]:
+        """[start, end) of each phrase named, in order; of two that begin together, the longer.
+
+        Args:
+            tokens: words of a text.
+            as_names: whether each is written as a name, see `written_as_names`. A title of one
+                word is named only so: there are films called It, More and Next.
+        """
         found, position = [], 0
         while position < len(tokens):
             for size in range(min(self.longest, len(tokens) - position), 0, -1):
-                if tuple(tokens[position : position + size]) in self.phrases:
+                phrase = tuple(tokens[position : position + size])
+                if phrase in self.words and as_names is not None and not as_names[position]:
+                    continue
+                if phrase in self.phrases:
                     found.append((position, position + size))
                     position += size - 1
                     break
@@ -56,11 +72,30 @@ class ClaimIndex:
         return found
 
 
+def written_as_names(text: str) -> list[bool]:
+    """Whether each word of a text begins with a capital that no new sentence asks for.
+
+    >>> written_as_names("It is fun. Next: more like It")
+    [False, False, False, False, False, False, True]
+    """
+    return [
+        match[0][0].isupper() and text[: match.start()].rstrip(OPENING)[-1:] not in ENDING
+        for match in WORD.finditer(text)
+    ]
+
+
 def supported_phrases(request: Request) -> set[tuple[str, ...]]:
     """What an honest text may name: titles and categories of the item and of the history."""
     items = (request.about, *request.history)
     phrases = {tuple(words(short_title(item))) for item in items}
     return phrases | {tuple(words(name)) for item in items for name in item.categories}
+
+
+def claim_counts(text: str, request: Request, index: ClaimIndex) -> tuple[int, int]:
+    """Distinct claims that a text makes, and how many of them item and history support."""
+    tokens = words(text)
+    named, supported = _claims(tokens, index.spans(tokens, written_as_names(text)), request)
+    return len(named), len(supported)
 
 
 def quality(text: str, request: Request, index: ClaimIndex) -> float:
@@ -71,18 +106,16 @@ def quality(text: str, request: Request, index: ClaimIndex) -> float:
 
     where grounded is the number of supported claims over CLAIMS, at most 1, and listed the share
     of neighbouring claims with no word between them, once three stand in a row: two names may meet
-    at a comma, but a list of names is no explanation. An empty
-    text has quality 0.
+    at a comma, but a list of names is no explanation. An empty text has quality 0.
     """
     tokens = words(text)
     if not tokens:
         return 0.0
-    spans = index.spans(tokens)
-    claims = {tuple(tokens[start:end]) for start, end in spans}
+    spans = index.spans(tokens, written_as_names(text))
+    claims, supported = _claims(tokens, spans, request)
     touching = [left[1] == right[0] for left, right in pairwise(spans)]
     three_in_a_row = any(map(all, pairwise(touching)))
     listed = sum(touching) / len(touching) if three_in_a_row else 0.0
-    supported = claims & supported_phrases(request)
     precision = len(supported) / len(claims) if claims else 1.0
     grounded = min(len(supported), CLAIMS) / CLAIMS
     titles = [short_title(item) for item in (*request.history, request.about)]
@@ -146,3 +179,11 @@ def click_draws(pairs: Sequence[tuple[int, int, int]], sessions: int, seed: int)
 def click_rates(probabilities: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Share of sessions with a click, [n]: a click where the draw falls below P(click)."""
     return (draws < probabilities[:, None]).mean(axis=1)
+
+
+def _claims(
+    tokens: Sequence[str], spans: Sequence[tuple[int, int]], request: Request
+) -> tuple[set[tuple[str, ...]], set[tuple[str, ...]]]:
+    """Distinct phrases named at the spans, and those of them that are supported."""
+    named = {tuple(tokens[start:end]) for start, end in spans}
+    return named, named & supported_phrases(request)

@@ -16,6 +16,7 @@ from shielded_recrl.rl.rollout import decode, sample
 from shielded_recrl.rl.settings import EvaluationSettings, SamplingSettings
 from shielded_recrl.rl.simulator import (
     ClaimIndex,
+    claim_counts,
     click_draws,
     click_probability,
     click_rates,
@@ -83,13 +84,13 @@ class Slate:
         texts = []
         for start in range(0, len(self.requests), GENERATION_BATCH):
             batch = self.requests[start : start + GENERATION_BATCH]
-            rollout = sample(
+            size = (len(batch), explanation_tokens)
+            rollout, _ = sample(
                 model,
                 [request.prompt for request in batch],
                 self.tokenizer,
-                explanation_tokens,
+                torch.rand(size, generator=generator, dtype=torch.float64),
                 sampling.temperature,
-                generator,
                 sampling.top_p,
                 [len(request.prompt) - len(request.prefix) for request in batch],
             )
@@ -97,11 +98,16 @@ class Slate:
         return texts
 
     def measure(self, texts: list[str]) -> dict[str, np.ndarray]:
-        """Quality, click probability, click rate and words of each text."""
-        qualities = np.array(
-            [quality(t, r, self.index) for t, r in zip(texts, self.requests, strict=True)]
-        )
-        return {**self.clicks(qualities), "words": np.array([len(words(text)) for text in texts])}
+        """Quality, click probability, click rate, words, claims and supported claims of each text."""
+        pairs = list(zip(texts, self.requests, strict=True))
+        qualities = np.array([quality(text, request, self.index) for text, request in pairs])
+        counts = np.array([claim_counts(text, request, self.index) for text, request in pairs])
+        return {
+            **self.clicks(qualities),
+            "words": np.array([len(words(text)) for text in texts]),
+            "claims": counts[:, 0],
+            "supported": counts[:, 1],
+        }
 
     def clicks(self, qualities: np.ndarray) -> dict[str, np.ndarray]:
         """Click probability and click rate at given qualities."""

@@ -11,19 +11,33 @@ where v, the variance of head(h(0)) over items, averaged over prompts, makes it 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.explainer.lm import dropout_off, last_states, prefix_states, trunk
+from shielded_recrl.explainer.lm import (
+    dropout_off,
+    entered_at,
+    first_adapted,
+    inputs_recorded,
+    last_states,
+    prefix_states,
+    trunk,
+)
 
 Head = Callable[[Tensor], Tensor]
 
 
 class ScorePenalty:
-    """The penalty of a PEFT model, on a minibatch of the protected prompts at a time."""
+    """The penalty of a PEFT model, on a minibatch of the protected prompts at a time.
+
+    What enters the first adapted decoder block never changes. Where blocks lie below it, it is
+    kept, and passes begin there.
+    """
 
     def __init__(
         self,
@@ -49,8 +63,15 @@ class ScorePenalty:
         """
         self.model, self.prompts, self.head = model, list(prompts), head
         self.weight, self.seed, self.batch_size = weight, seed, batch_size
-        with dropout_off(model), model.disable_adapter():
+        self.first_block = first_adapted(model)
+        recorded = inputs_recorded(model, self.first_block)
+        with dropout_off(model), model.disable_adapter(), recorded as batches:
             self.base_states = prefix_states(model, self.prompts, batch_size)
+        self.entering: list[Tensor] = []
+        if self.first_block > 0:
+            states = [row for batch in batches for row in batch]
+            pairs = zip(states, self.prompts, strict=True)
+            self.entering = [row[: len(prompt)].clone() for row, prompt in pairs]
         self.variance = self._variance()
         if not self.variance > 0:
             raise UserError(
@@ -65,7 +86,7 @@ class ScorePenalty:
         the same minibatches.
         """
         rows = self.rows(step)
-        with dropout_off(self.model):
+        with dropout_off(self.model), self._begun(rows):
             hidden = last_states(self.model, [self.prompts[row] for row in rows])
         base = self.base_states[rows].to(hidden.device)
         change = self.head(hidden) - self.head(base)
@@ -77,6 +98,13 @@ class ScorePenalty:
         one_pass, batch = divmod(step, batches)
         order = np.random.default_rng([self.seed, one_pass]).permutation(len(self.prompts))
         return order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+    def _begun(self, rows: list[int]) -> AbstractContextManager:
+        """Let the forward pass over some prompts begin at the first adapted block."""
+        if not self.entering:
+            return nullcontext()
+        states = pad_sequence([self.entering[row] for row in rows], batch_first=True)
+        return entered_at(self.model, self.first_block, states)
 
     @torch.no_grad()
     def _variance(self) -> float:

@@ -293,7 +293,13 @@ class RankingShield:
             )
         if self.penalty is not None:
             with torch.enable_grad():
-                self.penalty.loss(self.step).backward()
+                loss = self.penalty.loss(self.step)
+                if not torch.isfinite(loss):
+                    raise UserError(
+                        f"shield: the penalty is not finite at optimizer step {self.step + 1}; "
+                        "lower shield.penalty or the learning rate"
+                    )
+                loss.backward()
         if self.constraint is not None:
             self.constraint.project_gradients()
 
