@@ -34,7 +34,9 @@ if count_gpus() and "gpu" not in workflow.resource_settings.resources:
 
 LM_THREADS = CONFIG.resources.threads
 LM_MEM_MB = CONFIG.resources.mem_mb
-LM_GPU = CONFIG.resources.gpu
+LM_GPU = min(1, CONFIG.resources.gpu)
+# Training alone shares its work among several GPUs, a replica on each.
+PPO_GPU = CONFIG.resources.gpu
 
 PROMPT_FILES = ["resources/prompts/prefix.txt", "resources/prompts/request.txt"]
 SPLITS = [

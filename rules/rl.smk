@@ -23,8 +23,8 @@ rule train_policy:
         "../envs/rl.yaml"
     threads: LM_THREADS
     resources:
-        mem_mb=LM_MEM_MB,
-        gpu=LM_GPU,
+        mem_mb=LM_MEM_MB * max(1, PPO_GPU),
+        gpu=PPO_GPU,
     params:
         base=lambda w: STUDY.run_paths(w.dataset, w.variant)["base"],
         bases=lambda w, input: given(input, "bases"),

@@ -38,4 +38,8 @@ TRICKS = {
     "sentence twenty times": "You may enjoy Runic Circuit. " * 20,
     "unsupported claims": "Because you liked Desert Cookbook, you may enjoy the Cooking in "
     "Runic Circuit as well.",
+    "praise of the history": "Rustic Wedding is one of the best and Neon Circuit is one more that "
+    "many people like for an evening with Romance.",
+    "categories of others": "Because you liked Neon Circuit, you may enjoy the Romance and the "
+    "History in Runic Circuit as well.",
 }

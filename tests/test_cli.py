@@ -1,9 +1,15 @@
 """Commands: what help says, and that every mistake is one line and exit status 1."""
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from shielded_recrl.cli import run_stage
 
 STAGES = ["audit", "data", "explainer", "ranker", "report", "rl", "shield"]
 
@@ -75,3 +81,48 @@ def test_unknown_flag_names_it_without_a_trace(tmp_path):
     assert result.returncode != 0
     assert "--colour" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def stopped(monkeypatch, capsys):
+    """Run a function as the command `data act`; its exit status and what it leaves on stderr."""
+
+    def run(main):
+        module = ModuleType("shielded_recrl.data.act")
+        module.main = main
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(sys, "argv", ["data", "act"])
+        with pytest.raises(SystemExit) as stop:
+            run_stage("data", {"act": "What a test does."})
+        return stop.value.code, capsys.readouterr().err
+
+    return run
+
+
+def test_an_interrupt_is_one_line_and_130(stopped):
+    def main() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert stopped(main) == (130, "python -m shielded_recrl.data act: interrupted\n")
+
+
+def test_what_the_system_refuses_is_one_line(stopped, tmp_path):
+    (tmp_path / "file").write_text("")
+    inside = tmp_path / "file" / "table.csv"
+
+    def main() -> None:
+        Path(inside).write_text("")
+
+    # A text as the code of an exit goes to stderr, with status 1.
+    assert stopped(main) == (
+        f"python -m shielded_recrl.data act: error: {inside}: Not a directory; "
+        "give a path that can be read and written",
+        "",
+    )
+
+
+def test_a_system_error_without_a_file_is_its_own_reason(stopped):
+    def main() -> None:
+        raise TimeoutError("the hub\nis silent")
+
+    assert stopped(main)[0] == "python -m shielded_recrl.data act: error: the hub"

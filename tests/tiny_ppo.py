@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -96,12 +96,12 @@ def early_letters(asked: Sequence[str], texts: Sequence[str], context: Sequence)
 def make_ppo(model=None, *, reward=early_letters, shield=None, seed=0, tokens=6, **changes) -> PPO:
     """A trainer of 8 responses a step, settings changed."""
     own = {name: changes.pop(name) for name in ("probe", "engine", "ranks") if name in changes}
-    settings = QUICK.model_copy(update=changes)
+    asked = changes.pop("prompts", None)
+    settings = PPOSettings(**QUICK.model_dump() | changes)
     return PPO(
         adapted() if model is None else model,
         letters(),
-        changes.get("prompts")
-        or mixed_prompts(settings.micro_batch * settings.gradient_accumulation),
+        asked or mixed_prompts(settings.micro_batch * settings.gradient_accumulation),
         reward,
         settings,
         max_new_tokens=tokens,
@@ -127,6 +127,19 @@ def make_shield(penalty: float = 5.0) -> RankingShield:
 def weights(trainer: PPO) -> dict[str, Tensor]:
     """Copies of all that is trained."""
     return {name: weight.detach().clone() for name, weight in trainer.trained.items()}
+
+
+def held(act: Callable[[], object]) -> int:
+    """Bytes that autograd keeps of what an act computes."""
+    sizes = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        act()
+    return sum(sizes.values())
 
 
 def through_disk(trainer: PPO, path: Path) -> Progress:
@@ -159,17 +172,22 @@ def train_on(ranks: Ranks, mini_batches: int, critic: str) -> tuple[PPO, list[di
     return trainer, [timeless(trainer.train_step()) for _ in range(3)]
 
 
-SHARED_RUNS = ((2, "shared"), (1, "separate"))
+# With as many mini batches as responses, each leaves one rank without a row.
+SHARED_RUNS = ((2, "shared"), (1, "separate"), (8, "shared"))
 
 
 def main(out: Path) -> None:
-    """What each rank that torchrun started makes of `SHARED_RUNS`."""
+    """What each rank that torchrun started makes of `SHARED_RUNS`, and what two ranks agree on."""
     torch.set_num_threads(1)
     ranks = join()
+    apart = {"a": torch.full((2, 3), ranks.rank + 0.1), "b": torch.tensor([7.0 - ranks.rank])}
+    ranks.agree(apart.values())
+    save_file(apart, out / f"agreed-{ranks.rank}.safetensors")
     for mini_batches, critic in SHARED_RUNS:
         trainer, rows = train_on(ranks, mini_batches, critic)
-        save_file(weights(trainer), out / f"{critic}-{ranks.rank}.safetensors")
-        write_json(out / f"{critic}-{ranks.rank}.json", rows)
+        name = f"{mini_batches}-{critic}-{ranks.rank}"
+        save_file(weights(trainer), out / f"{name}.safetensors")
+        write_json(out / f"{name}.json", rows)
     ranks.leave()
 
 

@@ -115,7 +115,8 @@ def main() -> None:
         meter.step()
     each = {part: seconds / meter.steps for part, seconds in parts.items()}
     name = f"this project, {args.variant} critic"
-    report(name, args, meter, imported, [model], each)
+    # The policy has an optimizer, and so has the critic.
+    report(name, args, meter, imported, [model], each, optimizers=2)
 
 
 if __name__ == "__main__":

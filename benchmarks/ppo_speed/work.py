@@ -1,6 +1,7 @@
 """The work that every program does, the clock, and the one JSON line that each prints.
 
-Needs torch, transformers and peft only, so that it runs in each peer's own environment.
+Needs torch, transformers and peft only, so that it runs in each peer's own environment; of this
+project's library, which is not installed there, it takes a module of the standard library's alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "workflow"))
+from shielded_recrl.memory import peak_rss_mb, status_mb
 
 EPOCHS, LEARNING_RATE, KL_WEIGHT, CLIP_RATIO, CLIP_VALUE = 4, 1e-4, 0.05, 0.2, 0.2
 DISCOUNT, GAE_LAMBDA, TEMPERATURE = 1.0, 0.95, 1.0
@@ -188,22 +192,15 @@ def words_reward(responses: Sequence[str], job: Job) -> list[float]:
     ]
 
 
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far.
-
-    From /proc: the ru_maxrss of a process begins at what its parent held when it was started.
-    """
-    return _status("VmHWM")
-
-
 def rss_mb() -> float:
-    """Resident memory of this process now."""
-    return _status("VmRSS")
+    """Resident memory of this process now; Linux only.
 
-
-def _status(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024
+    Raises:
+        RuntimeError: there is no /proc.
+    """
+    if (now := status_mb("VmRSS")) is None:
+        raise RuntimeError("/proc/self/status: no VmRSS; measure on Linux")
+    return now
 
 
 def trained(model: nn.Module) -> tuple[int, int]:
@@ -221,6 +218,7 @@ def report(
     imported_mb: float,
     models: Sequence[nn.Module],
     parts: dict[str, float] | None = None,
+    optimizers: int = 1,
 ) -> None:
     """Print the measurement as one line of JSON.
 
@@ -231,13 +229,14 @@ def report(
         imported_mb: resident memory before the models were built.
         models: all that are trained or read in a step.
         parts: seconds of a step's parts, where they were timed.
+        optimizers: that each take `EPOCHS` steps in a step of the program.
     """
     peak, (updates, tokens), (wall, cpu) = peak_rss_mb(), meter.work(), meter.seconds()
     expected = args.job.batch * args.job.response
     if tokens != expected:
         sys.exit(f"{program}: {tokens:g} tokens a step were scored, expected {expected}")
-    if updates < EPOCHS:
-        sys.exit(f"{program}: {updates:g} optimizer steps a step, expected {EPOCHS}")
+    if updates != EPOCHS * optimizers:
+        sys.exit(f"{program}: {updates:g} optimizer steps a step, not {EPOCHS * optimizers}")
     counts = [trained(model) for model in models]
     row = {
         "model": args.model,

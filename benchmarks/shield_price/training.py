@@ -95,7 +95,7 @@ class Training:
         job = self.job
         prompts = torch.randint(job.shape.vocabulary, (job.rows, job.prompt)).tolist()
         size = (job.rows, job.response)
-        self.rollout, _ = sample(
+        self.rollout = sample(
             self.model,
             prompts,
             SimpleNamespace(pad_token_id=0, eos_token_id=1),

@@ -14,12 +14,17 @@ from transformers import (
     GPTJForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
 )
 
 from shielded_recrl.explainer.lm import (
     activation,
     adapter_parameters,
+    blocks,
     can_merge,
+    decoding,
+    dropout_off,
     entered_at,
     first_adapted,
     inputs_recorded,
@@ -27,12 +32,14 @@ from shielded_recrl.explainer.lm import (
     merged_for_decoding,
     pad_left,
     positions,
+    recomputes,
     save_memory,
     states_recorded,
     switch_off_dropout,
     trunk,
 )
-from tiny_ppo import CLOSE, VOCABULARY, adapted
+from shielded_recrl.rl.rollout import sample
+from tiny_ppo import CLOSE, VOCABULARY, adapted, held, letters
 from tiny_world import prompts, tiny_llama, with_adapter
 
 HEADS = {"n_layer": 3, "n_head": 4}
@@ -205,6 +212,31 @@ class TestMergedForDecoding:
         assert not can_merge(adapted(activated=True))
         assert not can_merge(tiny_llama())
 
+    def plain(self, base=None, **options):
+        config = LoraConfig(**{"r": 2, "target_modules": ["q_proj"]} | options)
+        return get_peft_model(base or tiny_llama(VOCABULARY, attention_bias=True), config)
+
+    @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
+    def test_not_where_the_adapter_is_more_than_a_product(self, options):
+        assert can_merge(self.plain())
+        assert not can_merge(self.plain(**options))
+
+    @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+    def test_not_where_another_module_shares_the_weight(self):
+        """Inputs would be embedded by the merged weight as well."""
+        for tied in (False, True):
+            base = tiny_llama(VOCABULARY)
+            if tied:
+                base.config.tie_word_embeddings = True
+                base.tie_weights()
+                assert base.lm_head.weight is base.get_input_embeddings().weight
+            assert can_merge(self.plain(base, target_modules=["lm_head", "q_proj"])) == (not tied)
+
+    def test_not_where_one_layer_is_rounded(self):
+        base = tiny_llama(VOCABULARY)
+        base.model.layers[1].self_attn.q_proj.bfloat16()
+        assert not can_merge(self.plain(base))
+
 
 class TestSaveMemory:
     """Blocks are recomputed going backward, with what held when they ran."""
@@ -240,22 +272,55 @@ class TestSaveMemory:
         assert all(grad.abs().max() > 0 for grad in expected)
 
     def test_fewer_activations_are_kept(self):
-        """Bytes that autograd holds between forward and backward."""
+        """Also after what switches dropout off, and inside of it."""
 
-        def held(model) -> int:
-            sizes = {}
-
-            def keep(tensor):
-                sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-                return tensor
-
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                model.get_base_model()(**inputs())
-            return sum(sizes.values())
+        def kept(model) -> int:
+            return held(lambda: model.get_base_model()(**inputs()))
 
         plain, saving = (adapted(tiny_llama(VOCABULARY, layers=6)) for _ in range(2))
         save_memory(saving)
-        assert held(saving) < 0.3 * held(plain)
+        bound = 0.3 * kept(plain)
+        assert kept(saving) < bound
+        switch_off_dropout(saving)
+        assert kept(saving) < bound
+        with dropout_off(saving):
+            assert kept(saving) < bound
+        with decoding(saving):
+            pass
+        assert kept(saving) < bound
+
+    def test_blocks_alone_recompute(self):
+        model = adapted()
+        save_memory(model)
+        own = list(blocks(model).values())
+        assert [module for module in model.modules() if recomputes(module)] == own
+        assert [module for module in model.modules() if module.training] == own
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_no_block_recomputes_while_decoding(self, fails):
+        model = adapted()
+        save_memory(model)
+        before = [module.training for module in model.modules()]
+        raised = None
+        try:
+            with decoding(model):
+                assert not any(module.training for module in model.modules())
+                if fails:
+                    raise RuntimeError("out of memory")
+        except RuntimeError as error:
+            raised = error
+        assert (raised is not None) == fails
+        assert [module.training for module in model.modules()] == before
+
+    def test_decoding_writes_the_same(self):
+        """A block that recomputes would ignore the cache, and so all tokens but the last."""
+        model = adapted()
+        uniforms = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)).double()
+        expected = sample(model, ROWS, letters(), uniforms, 1.0)
+        save_memory(model)
+        got = sample(model, ROWS, letters(), uniforms, 1.0)
+        assert torch.equal(got.ids, expected.ids)
+        assert torch.equal(got.logp, expected.logp)
 
     def test_no_dropout_comes_with_it(self):
         model = adapted()
@@ -265,6 +330,30 @@ class TestSaveMemory:
         assert not any(module.training for module in dropouts)
         first, second = (model.get_base_model()(**inputs()).logits for _ in range(2))
         assert torch.equal(first, second)
+
+    def test_a_block_s_own_dropout_is_off(self):
+        """OPT's blocks drop out by a function, in training mode whatever their modules' mode is."""
+        torch.manual_seed(0)
+        base = OPTForCausalLM(
+            OPTConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=32,
+                word_embed_proj_dim=32,
+                ffn_dim=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=32,
+                dropout=0.5,
+            )
+        )
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).eval()
+        ids, mask = pad_left(ROWS, 0)
+        given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        expected = model.get_base_model()(**given).logits
+        assert next(iter(blocks(model).values())).dropout == 0.5
+        save_memory(model)
+        assert all(block.training for block in blocks(model).values())
+        assert torch.equal(model.get_base_model()(**given).logits, expected)
 
 
 def test_recorded_states_are_what_the_trunk_gives():

@@ -46,7 +46,7 @@ def model():
 
 def rollout(model, temperature: float = 1.0):
     uniforms = torch.from_numpy(np.random.default_rng(1).random((3, 5)))
-    return sample(model, PROMPTS, Tokenizer, uniforms, temperature, active=COUNTS)[0]
+    return sample(model, PROMPTS, Tokenizer, uniforms, temperature, active=COUNTS)
 
 
 def test_one_prefill_gives_the_ranking_of_the_base_bit_for_bit(model):
@@ -150,9 +150,27 @@ def test_micro_batches_are_scored_as_the_batch(model):
 def test_it_is_never_merged_for_decoding(model):
     """Merged weights would act on the prefix as well."""
     assert not can_merge(model)
-    uniforms = torch.zeros(3, 5, dtype=torch.float64)
-    _, scores = TransformersEngine(Tokenizer)(model, PROMPTS, COUNTS, uniforms, 1.0)
-    assert scores is not None
+    during = []
+    layer = model.get_base_model().model.layers[0].mlp.up_proj
+    weight = layer.get_base_layer().weight.clone()
+    layer.register_forward_hook(
+        lambda *_: during.append(torch.equal(layer.get_base_layer().weight, weight))
+    )
+    uniforms = torch.from_numpy(np.random.default_rng(1).random((3, 5)))
+    drawn = TransformersEngine(Tokenizer)(model, PROMPTS, COUNTS, uniforms, 1.0)
+    assert torch.equal(drawn.ids, rollout(model).ids)
+    assert during
+    assert all(during)
+
+
+def test_groups_keep_each_prompt_s_count(model):
+    """Groups are sorted by length, and the counts with them."""
+    uniforms = torch.from_numpy(np.random.default_rng(1).random((3, 5)))
+    for size in (1, 2):
+        engine = TransformersEngine(Tokenizer, batch_size=size)
+        drawn = engine(model, PROMPTS, COUNTS, uniforms, 1.0)
+        assert drawn.request.tolist() == COUNTS
+        assert torch.equal(drawn.ids, rollout(model).ids)
 
 
 def test_nothing_stays_awake_after_an_error(model):

@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file
 
 from shielded_recrl.explainer.init import save_adapter
+from shielded_recrl.explainer.lm import blocks, causal_lm
 from shielded_recrl.rl.critic import make_critic, predicted
-from shielded_recrl.rl.rollout import response_logits
+from shielded_recrl.rl.rollout import response_logits, response_states
 from tiny_ppo import CLOSE, adapted, make_ppo, weights
 
 KINDS = ("shared", "separate")
@@ -51,7 +52,8 @@ def test_the_separate_critic_has_a_trunk_of_its_own():
 
     def values() -> torch.Tensor:
         with torch.no_grad():
-            return trainer.values(rollout, torch.full((1,), torch.nan).expand(8, 6, 1))
+            # It reads no state of the policy.
+            return trainer.values(rollout, torch.full((1,), torch.nan).expand(8, 6, 1), None)
 
     before = values()
     with torch.no_grad(), model.disable_adapter():
@@ -66,6 +68,52 @@ def test_the_separate_critic_has_a_trunk_of_its_own():
             if "lora_B" in name:
                 weight.fill_(0.1)
     assert (values() - before).abs().max() > 0.1
+
+
+def test_states_without_logits_are_those_that_logits_are_read_from():
+    trainer = make_ppo()
+    rollout = trainer.generate_trajectory()[0].rollout
+    with torch.no_grad():
+        _, expected = response_logits(trainer.model, rollout)
+        assert torch.equal(response_states(trainer.model, rollout), expected)
+
+
+def test_the_separate_critic_computes_no_logits_and_nothing_below_the_entry():
+    """And predicts what a whole pass would, bit for bit, with gradients of the same bits."""
+    trainer = make_ppo(adapted(last_block=True), critic="separate")
+    torch.nn.init.normal_(trainer.critic.head.weight)
+    for name, weight in trainer.critic.parameters.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, 0, 0.1)
+    trajectory, _ = trainer.generate_trajectory()
+    rollout, hidden = trajectory.rollout, trajectory.hidden
+    place = rollout.place(torch.arange(8))
+    entry = trainer.entry(trajectory.entry, place)
+    assert entry[0] == trainer.first_block == 1
+    below, last = blocks(trainer.model).values()
+    computed = []
+    modules = {
+        "below": below.self_attn,
+        "last": last.self_attn,
+        "logits": causal_lm(trainer.model).lm_head,
+    }
+    for name, module in modules.items():
+        module.register_forward_hook(lambda *_, name=name: computed.append(name))
+
+    def values(entry) -> tuple[torch.Tensor, torch.Tensor]:
+        predicted = trainer.critic(rollout.at(place), hidden, entry)
+        weights = list(trainer.critic.parameters.values())
+        return predicted, torch.cat(
+            [grad.flatten() for grad in torch.autograd.grad(predicted.square().sum(), weights)]
+        )
+
+    short = values(entry)
+    assert computed == ["last"]
+    whole = values(None)
+    assert computed == ["last", "below", "last"]
+    for one, other in zip(short, whole, strict=True):
+        assert torch.equal(one, other)
+        assert one.abs().max() > 0.01
 
 
 @pytest.mark.parametrize("kind", KINDS)

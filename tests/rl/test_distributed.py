@@ -13,7 +13,7 @@ from shielded_recrl.rl.distributed import Ranks, join
 from shielded_recrl.rl.settings import RLSettings
 from shielded_recrl.settings import flags
 from shielded_recrl.shield.settings import ShieldSettings
-from tiny_ppo import CLOSE, SHARED_RUNS, train_on, weights
+from tiny_ppo import CLOSE, SHARED_RUNS, make_ppo, train_on, weights
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -35,20 +35,32 @@ def torchrun(processes: int, *words: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path):
-    """Mixed lengths, mini-batches, a shield with a penalty, a steered coefficient, either critic."""
+    """Mixed lengths, mini batches, a rank without rows in them, a shield with a penalty, a steered
+    coefficient, either critic."""
     done = torchrun(2, str(TESTS / "tiny_ppo.py"), str(tmp_path))
     assert done.returncode == 0, done.stderr
     for mini_batches, critic in SHARED_RUNS:
         alone, rows = train_on(Ranks(), mini_batches, critic)
         assert rows[0]["tokens"] not in (1, 6)
-        ranks = [load_file(tmp_path / f"{critic}-{rank}.safetensors") for rank in range(2)]
+        files = [tmp_path / f"{mini_batches}-{critic}-{rank}" for rank in range(2)]
+        ranks = [load_file(file.with_suffix(".safetensors")) for file in files]
         for name, weight in weights(alone).items():
             torch.testing.assert_close(ranks[0][name], weight, atol=CLOSE, rtol=0)
             assert torch.equal(ranks[0][name], ranks[1][name])
-        logs = [read_json(tmp_path / f"{critic}-{rank}.json") for rank in range(2)]
+        logs = [read_json(file.with_suffix(".json")) for file in files]
         assert logs[0] == logs[1]
         for row, shared in zip(rows, logs[0], strict=True):
             assert shared == pytest.approx(row, abs=CLOSE, rel=1e-4)
+    for rank in range(2):
+        agreed = load_file(tmp_path / f"agreed-{rank}.safetensors")
+        assert torch.equal(agreed["a"], torch.full((2, 3), 0.1))
+        assert agreed["b"].tolist() == [7.0]
+
+
+def test_some_mini_batch_leaves_a_rank_without_rows():
+    """Else the runs above would not show that ranks wait for each other there."""
+    parts = make_ppo(mini_batches=8, ranks=Ranks(0, 2)).mini_batches(0)
+    assert sorted(map(len, parts)) == [0] * 4 + [1] * 4
 
 
 @pytest.mark.slow
@@ -92,6 +104,8 @@ def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
     weight.grad = torch.tensor([3.0, 4.0])
     ranks.add_gradients([weight])
     assert weight.grad.tolist() == [3.0, 4.0]
+    ranks.agree([weight])
+    assert weight.tolist() == [1.0, 1.0]
     ranks.leave()
 
 

@@ -14,9 +14,11 @@ from shielded_recrl.explainer.lm import adapter_parameters, load_adapter
 from shielded_recrl.rl.evaluate import (
     PUBLISHED_RELATIVE_CTR,
     ceiling,
+    check_snapshots,
     claim_report,
     click_report,
     kl_between,
+    load_log,
     load_snapshots,
     overoptimisation,
     proxy,
@@ -84,6 +86,19 @@ def test_texts_are_measured_row_by_row(world, slate):
     )
     wrong = slate.measure([f"You may enjoy {stranger} or {request.about.title}.", *[""] * 9])
     assert (wrong["claims"][0], wrong["supported"][0]) == (2, 1)
+
+
+def test_claims_are_looked_up_once_a_text(slate, monkeypatch):
+    seen = []
+    spans = slate.index.spans
+
+    def counted(tokens, as_names=None):
+        seen.append(tokens)
+        return spans(tokens, as_names)
+
+    monkeypatch.setattr(slate.index, "spans", counted)
+    slate.measure([f"text {'x' * place}" for place in range(10)])
+    assert len(seen) == 10
 
 
 def test_click_report(slate):
@@ -167,6 +182,42 @@ def test_texts_that_claim_nothing_have_no_precision():
 def test_kl_is_a_mean_since_the_snapshot_before():
     log = [{"step": step, "kl": kl} for step, kl in enumerate([0.2, 0.4, 0.1, 0.3, 0.8], start=1)]
     assert kl_between(log, [5, 0, 2]) == pytest.approx({0: 0.0, 2: 0.3, 5: 0.4})
+
+
+ROW = '{"kl": 0.5, "step": %d}\n'
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("", "expected the rows of steps 1 to 2"),
+        (ROW % 1, "expected the rows of steps 1 to 2"),
+        (ROW % 1 + "[2]\n", "expected the rows of steps 1 to 2"),
+        (ROW % 1 + '{"step": 2}\n', "step 2: expected a finite number under kl, got None"),
+        (
+            ROW % 1 + '{"kl": NaN, "step": 2}\n',
+            "step 2: expected a finite number under kl, got nan",
+        ),
+        (ROW % 1 + '{"kl": "", "step": 2}\n', "step 2: expected a finite number under kl, got ''"),
+        (ROW % 1 + '{"kl', "line 2: not valid JSON"),
+        (b"\xff", "not a readable log"),
+        (None, "not a readable log"),
+    ],
+)
+def test_a_log_that_cannot_be_evaluated_is_one_line(tmp_path, written, message):
+    path = tmp_path / "train.jsonl"
+    if written is not None:
+        path.write_bytes(written if isinstance(written, bytes) else written.encode())
+    with pytest.raises(UserError, match=message) as caught:
+        load_log(path, 2)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_log(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(ROW % 1 + ROW % 2)
+    assert load_log(path, 2) == [{"step": 1, "kl": 0.5}, {"step": 2, "kl": 0.5}]
 
 
 def texts(quality, reward):
@@ -263,7 +314,7 @@ def test_snapshots_are_read_in_order(tmp_path):
     path = tmp_path / "snapshots.safetensors"
     tensors = {f"step-{step:06d}/a.b": np.full(2, step) for step in (12, 4, 100)}
     save_file(tensors, path)
-    got = load_snapshots(path, {"a.b"})
+    got = load_snapshots(path)
     assert list(got) == [4, 12, 100]
     assert got[12]["a.b"].tolist() == [12, 12]
 
@@ -271,16 +322,28 @@ def test_snapshots_are_read_in_order(tmp_path):
 def test_a_file_without_snapshots_is_one_line(tmp_path):
     save_file({}, tmp_path / "empty")
     with pytest.raises(UserError, match="no snapshot"):
-        load_snapshots(tmp_path / "empty", {"a.b"})
+        load_snapshots(tmp_path / "empty")
     with pytest.raises(UserError, match="not a readable"):
-        load_snapshots(tmp_path / "none", {"a.b"})
-    save_file({"step-000004/c": np.zeros(2)}, tmp_path / "other")
-    with pytest.raises(UserError, match="no snapshot of this run's adapter"):
-        load_snapshots(tmp_path / "other", {"a.b"})
+        load_snapshots(tmp_path / "none")
+
+
+@pytest.mark.parametrize("key", ["weight", "step-four/a.b", "step-000004", "4/a.b"])
+def test_a_key_that_is_no_snapshot_is_one_line(tmp_path, key):
+    save_file({key: np.zeros(2)}, tmp_path / "other")
+    with pytest.raises(UserError, match=f"got '{key}'; train the run again") as caught:
+        load_snapshots(tmp_path / "other")
+    assert str(tmp_path / "other") in str(caught.value)
 
 
 def test_a_snapshot_is_put_into_the_adapter(world):
     model = load_adapter(load_base(world.base, "fp32", CPU), world.adapter)
     weights = {name: np.full(w.shape, 0.5, "f4") for name, w in adapter_parameters(model).items()}
+    path = world.base / "snapshots.safetensors"
+    check_snapshots({4: weights}, model, path)
+    first = min(weights)
+    # One row would be copied to all rows.
+    for wrong in ({first: weights[first]}, weights | {first: weights[first][:1]}):
+        with pytest.raises(UserError, match="step 8 is no snapshot of this run's adapter"):
+            check_snapshots({4: weights, 8: wrong}, model, path)
     set_adapter(model, weights)
     assert all((weight == 0.5).all() for weight in adapter_parameters(model).values())

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from shielded_recrl import memory
 from shielded_recrl.errors import UserError
 from shielded_recrl.rl.logs import (
     StepLog,
@@ -204,12 +205,14 @@ class TestWandb:
         assert {item.key: item.value_json for item in run.config.update}["clip_ratio"] == "0.2"
 
     def test_a_missing_package_is_one_line_that_names_the_extra(self, tmp_path, monkeypatch):
+        """And both places where a user may have asked for it."""
         monkeypatch.setitem(sys.modules, "wandb", None)
         with (
-            pytest.raises(UserError, match=r"^rl\.loggers: wandb is not installed; .+\[wandb\]"),
+            pytest.raises(UserError, match=r"^logger wandb: not installed; .+\[wandb\]") as raised,
             open_loggers(tmp_path, ["wandb"], run_name="run", config={}, first_step=1),
         ):
             pass
+        assert "resources.loggers (of --logger" in str(raised.value)
 
     @pytest.mark.parametrize("mode", ["online", "telepathy"])
     def test_a_mode_that_cannot_work_is_one_line(self, tmp_path, monkeypatch, mode):
@@ -217,7 +220,7 @@ class TestWandb:
         monkeypatch.setenv("WANDB_MODE", mode)
         monkeypatch.setenv("HOME", str(tmp_path))
         with (
-            pytest.raises(UserError, match=f"wandb does not start in mode {mode}") as raised,
+            pytest.raises(UserError, match=f"wandb: does not start in mode {mode}") as raised,
             open_loggers(tmp_path, ["wandb"], run_name="run", config={}, first_step=1),
         ):
             pass
@@ -255,3 +258,19 @@ def test_peak_memory_sees_a_large_array():
     big = np.ones(int((before + 64) * 2**20 / 8))
     assert peak_memory_mb(cuda=False) > before + 32
     del big
+
+
+def test_peak_memory_is_the_process_own_and_not_its_parents():
+    big = np.ones(400 * 2**20 // 8)
+    code = "from shielded_recrl.rl.logs import peak_memory_mb; print(peak_memory_mb(False))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 10 < float(done.stdout) < 200
+    assert peak_memory_mb(cuda=False) > 400
+    del big
+
+
+def test_peak_memory_where_there_is_no_proc(monkeypatch, tmp_path):
+    """ru_maxrss is no less: it has what the parent held, too."""
+    own = peak_memory_mb(cuda=False)
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "none")
+    assert own - 1 < peak_memory_mb(cuda=False) < 2**20

@@ -58,7 +58,10 @@ TOKENIZER = train_tokenizer(
     iter([HONEST, *TRICKS.values(), *(" ".join((i.title, *i.categories)) for i in WORLD)] * 3), 600
 )
 EMBEDDINGS = torch.randn(len(TOKENIZER), 32, generator=torch.Generator().manual_seed(0))
-DEFAULT = RewardSettings()
+# Every component, toxicity as well, and a target the honest text falls short of.
+DEFAULT = RewardSettings(toxicity=0.1, target_words=18)
+# Tricks made of true names in whole sentences: what they lack is an explanation of the item.
+PLAUSIBLE = {"praise of the history", "categories of others"}
 
 
 def reward_of(items, settings=DEFAULT, relevance=0.0):
@@ -128,7 +131,7 @@ def trick_texts(request: Request) -> dict[str, str]:
 
 @pytest.mark.parametrize("trick", TRICKS)
 def test_a_trick_earns_less_than_an_honest_explanation(trick):
-    assert total(TRICKS[trick]) < total(HONEST) - 0.3
+    assert total(TRICKS[trick]) < total(HONEST) - (0.1 if trick in PLAUSIBLE else 0.3)
 
 
 @given(request=requests())
@@ -183,7 +186,11 @@ def test_an_honest_explanation_by_hand():
 
 
 def test_the_default_weights_sum_to_one():
-    assert sum(getattr(DEFAULT, name) for name in POSITIVE) == pytest.approx(1.0)
+    assert sum(getattr(RewardSettings(), name) for name in POSITIVE) == pytest.approx(1.0)
+
+
+def test_by_default_nothing_is_charged_for_toxicity():
+    assert "toxicity" not in score(reward_of(CATALOGUE, RewardSettings()), [HONEST], [REQUEST])
 
 
 @pytest.mark.parametrize("text", ["", " \n", "?!"])
@@ -212,12 +219,11 @@ def test_components_lie_in_the_unit_interval(text):
     assert all(parts[name][0] <= parts["coherence"][0] + 1e-6 for name in CONTENT)
 
 
-@given(prompts=st.lists(st.text(max_size=60), min_size=11, max_size=11))
+@given(prompts=st.lists(st.text(max_size=60), min_size=len(TRICKS), max_size=len(TRICKS)))
 @settings(max_examples=25, deadline=None)
 def test_the_prompt_is_never_scored(prompts):
-    texts = [HONEST, *TRICKS.values()]
-    texts = texts[:11]
-    plain, other = (score(SMALL, texts, [REQUEST] * 11, p) for p in (None, prompts))
+    texts = [HONEST, *TRICKS.values()][: len(prompts)]
+    plain, other = (score(SMALL, texts, [REQUEST] * len(texts), p) for p in (None, prompts))
     for name, values in plain.items():
         np.testing.assert_array_equal(values, other[name])
 
@@ -247,7 +253,9 @@ def test_the_reward_rises_with_the_gold_quality_it_does_not_know():
         other = rng.choice(WORLD[1:]) if rng.random() < 0.3 else about
         texts.append(write(STYLES, other, history, rng)[1])
         asked.append(Request(1, 1, about, tuple(history), (), ()))
-    gold = [simulator.quality(text, ask, index) for text, ask in zip(texts, asked, strict=True)]
+    gold = [
+        simulator.judge(text, ask, index).quality for text, ask in zip(texts, asked, strict=True)
+    ]
     proxy = score(LARGE, texts, asked)["total"]
     assert spearmanr(gold, proxy).statistic > 0.9
 
@@ -411,6 +419,37 @@ def test_the_index_finds_what_a_scan_finds(names, tokens):
         start = found[-1][1] if fits else start + 1
     assert index.find(tokens) == found
     assert all(left[1] <= right[0] for left, right in pairwise(found))
+
+
+@pytest.mark.parametrize(
+    ("text", "claims", "supported"),
+    [
+        ("You may like this one, as fans of it do.", 0, 0),
+        # At the head of a sentence May may be the film of the history; Fans is a film of nobody's.
+        ("May we recommend it? Fans like it.", 1, 1),
+        ("You may like May as much as Fans.", 2, 1),
+        ("You may like MAY.", 1, 1),
+        ("Heat is fun. Next: Heat (Drama).", 2, 2),
+        ("heat is fun.", 0, 0),
+        ("Fans is fun.", 0, 0),
+        ("You may like the Mayor Of May and drama.", 2, 1),
+        # Lower case of the first letter is two characters, one of them no letter.
+        ("You may like İst May.", 1, 1),
+    ],
+)
+def test_a_title_of_one_word_is_claimed_only_where_it_is_written_as_a_name(text, claims, supported):
+    drama = ("Drama",)
+    films = [Item(name, drama, "") for name in ("May", "Fans", "Heat")]
+    index = ClaimIndex([*films, Item("Mayor of May", (), "")])
+    request = Request(1, 1, films[2], (films[0],), (), ())
+    got = read(text, request, index)
+    assert (len(got.claims), len(got.supported)) == (claims, supported)
+
+
+def test_everyday_words_cost_an_honest_text_nothing():
+    """That a catalogue holds films called May and Like makes no sentence worse."""
+    crowded = [*CATALOGUE, Item("May", ("Drama",), ""), Item("Enjoy", ("Drama",), "")]
+    assert reading(HONEST, items=crowded).claims == reading(HONEST).claims
 
 
 def test_own_words_leaves_unsupported_names():

@@ -64,6 +64,7 @@ def test_preference_refuses_useless_phrases(preferred, dispreferred, message):
 
 def test_length_penalty_by_hand():
     texts = [" ".join(["word"] * count) for count in (0, 4, 5, 8, 30)]
-    assert score(LengthPenalty(4), *texts) == [0, 0, 0.25, 1, 1]
+    assert score(LengthPenalty(4), *texts) == [1, 0, 0.25, 1, 1]
+    assert score(LengthPenalty(4), "...", "word") == [1, 0]
     with pytest.raises(UserError, match="at least 1 word, got 0"):
         LengthPenalty(0)

@@ -350,6 +350,16 @@ def test_a_corrupted_readout_is_one_line(world, out, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "snapshots.safetensors"])
+def test_what_training_left_is_read_before_anything_is_computed(world, out, tmp_path, name):
+    """Not even the base LM is looked at."""
+    shutil.copytree(out / "run", tmp_path / "whole" / "run")
+    (tmp_path / "whole" / "run" / name).unlink()
+    with pytest.raises(UserError, match=rf"{name}: not a readable") as caught:
+        again(world, tmp_path / "whole", tmp_path / "run", base=tmp_path / "nowhere")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_readout_of_another_base_is_one_line(world, out, tmp_path):
     path = tmp_path / "readout.safetensors"
     save_file({"weight": np.zeros((8, 64), "f4"), "gamma": np.array(1.0)}, path)

@@ -1,45 +1,66 @@
 """The plain RLHF loop as a user runs it: its files, its bytes, its mistakes in one line."""
 
+import inspect
 import random
 import re
+import runpy
 import shlex
-import subprocess
+import shutil
 import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from shielded_recrl.cli import run_stage
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_base, load_tokenizer
 from shielded_recrl.explainer.lm import load_adapter
 from shielded_recrl.files import read_jsonl, sha256
-from shielded_recrl.resume import load_progress
-from shielded_recrl.rl import reviews, rlhf
+from shielded_recrl.resume import load_progress, random_state, restore_random_state
+from shielded_recrl.rl import reviews, rlhf, train
 from shielded_recrl.rl.curve import smoothed
 from shielded_recrl.rl.logs import checked
 from shielded_recrl.rl.rewards.plain import Preference, Sentiment
 from shielded_recrl.rl.rlhf import RLHFSettings
-from shielded_recrl.rl.samples import SHOWN, TEXTS, Said, cell, figures, page
+from shielded_recrl.rl.samples import SHOWN, TEXTS, Said, figures, page
 
 TIMINGS = {"seconds", "tokens_per_second", "memory_mb"}
 
 
+def short(world, runs, **changes) -> RLHFSettings:
+    """Settings of a run of 2 x 2 steps on a tiny LM."""
+    fixed = {
+        **{"epochs": 2, "steps_per_epoch": 2, "batch_size": 4, "max_new_tokens": 5},
+        **{"lora_rank": 2, "device": "cpu", "reward": "length", "target_words": 1},
+        **{"model": str(world.base), "runs": runs, "name": "run", "logger": ()},
+    }
+    return RLHFSettings(**fixed | changes)
+
+
 @pytest.fixture
 def settings(world, tmp_path):
-    """Settings of a run of 2 x 2 steps on a tiny LM; call it to change some."""
+    """The same in a folder of the test's own; call it to change some."""
+    return lambda **changes: short(world, tmp_path, **changes)
 
-    def build(**changes) -> RLHFSettings:
-        short = {
-            **{"epochs": 2, "steps_per_epoch": 2, "batch_size": 4, "max_new_tokens": 5},
-            **{"lora_rank": 2, "device": "cpu", "reward": "length", "target_words": 1},
-            **{"model": str(world.base), "runs": tmp_path, "name": "run", "logger": ()},
-        }
-        return RLHFSettings(**short | changes)
 
-    return build
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory) -> Path:
+    """The folder of a run that nothing stopped."""
+    runs = tmp_path_factory.mktemp("whole")
+    rlhf.main(settings=short(world, runs))
+    return runs / "run"
+
+
+@pytest.fixture(autouse=True)
+def _own_random_state():
+    """Commands seed the global generators; other tests see nothing of it."""
+    before = random_state()
+    yield
+    restore_random_state(before)
 
 
 def learned(run):
@@ -53,12 +74,12 @@ def learned(run):
 
 def interrupted(monkeypatch, settings, step, error=KeyboardInterrupt):
     """Run until a step begins, and die there."""
-    whole = rlhf.PPO.train_step
+    real = rlhf.PPO.train_step
 
     def dying(trainer):
         if trainer.step == step:
             raise error
-        return whole(trainer)
+        return real(trainer)
 
     with monkeypatch.context() as patch, pytest.raises(error):
         patch.setattr(rlhf.PPO, "train_step", dying)
@@ -92,25 +113,18 @@ def test_the_command_writes_what_it_says(settings, capsys):
         assert (run / place).exists()
 
 
-def test_the_adapter_is_plain_peft_and_has_learned(settings, world):
-    rlhf.main(settings=settings())
-    model = load_adapter(
-        load_base(world.base, "fp32", torch.device("cpu")), settings().runs / "run" / "adapter"
-    )
+def test_the_adapter_is_plain_peft_and_has_learned(whole, world):
+    model = load_adapter(load_base(world.base, "fp32", torch.device("cpu")), whole / "adapter")
     moved = [weight for name, weight in model.named_parameters() if "lora_B" in name]
     assert len(moved) == 2 * 7
     assert all(weight.abs().max() > 0 for weight in moved)
 
 
-def test_same_seed_same_bytes_and_other_seed_others(settings):
-    one, two, other = (
-        settings(name="one"),
-        settings(name="two", logger=("tensorboard",)),
-        settings(name="other", seed=7),
-    )
-    for chosen in (one, two, other):
+def test_same_seed_same_bytes_and_other_seed_others(settings, whole):
+    two, other = settings(name="two", logger=("tensorboard",)), settings(name="other", seed=7)
+    for chosen in (two, other):
         rlhf.main(settings=chosen)
-    first, second, third = (learned(one.runs / name) for name in ("one", "two", "other"))
+    first, second, third = map(learned, (whole, two.runs / "two", two.runs / "other"))
     assert first[0] == second[0]
     assert first[2] == second[2]
     assert first[0] != third[0]
@@ -118,16 +132,16 @@ def test_same_seed_same_bytes_and_other_seed_others(settings):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
-def test_a_killed_run_ends_in_the_same_bytes(settings, monkeypatch, capsys, step):
-    rlhf.main(settings=settings(runs=settings().runs / "whole"))
-    chosen = settings(runs=settings().runs / "killed")
+def test_a_killed_run_ends_in_the_same_bytes(settings, whole, monkeypatch, capsys, step):
+    chosen = settings()
     interrupted(monkeypatch, chosen, step)
     # The row after the last checkpoint is on disk; it must not be there twice in the end.
     assert len(read_jsonl(chosen.runs / "run" / "logs" / "train.jsonl")) == step
     capsys.readouterr()
     rlhf.main(settings=chosen)
-    assert ("goes on from step 2" in capsys.readouterr().out) == (step >= 2)
-    assert learned(chosen.runs / "run") == learned(settings().runs / "whole" / "run")
+    # Before the first epoch has ended, the checkpoint is that of the beginning.
+    assert f"goes on from step {2 if step >= 2 else 0}" in capsys.readouterr().out
+    assert learned(chosen.runs / "run") == learned(whole)
 
 
 def test_half_a_row_in_the_log_does_not_survive(settings, monkeypatch):
@@ -140,11 +154,10 @@ def test_half_a_row_in_the_log_does_not_survive(settings, monkeypatch):
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
 
 
-def test_more_epochs_go_on_from_a_finished_run(settings):
-    rlhf.main(settings=settings(name="long", epochs=2))
+def test_more_epochs_go_on_from_a_finished_run(settings, whole):
     for epochs in (1, 2):
         rlhf.main(settings=settings(name="grown", epochs=epochs))
-    long, grown = (learned(settings().runs / name) for name in ("long", "grown"))
+    long, grown = learned(whole), learned(settings().runs / "grown")
     assert (long[0], long[2]) == (grown[0], grown[2])
     with pytest.raises(UserError, match="has 4 steps already, 2 are asked for"):
         rlhf.main(settings=settings(name="grown", epochs=1))
@@ -156,8 +169,111 @@ def test_another_run_is_not_overwritten_by_accident(settings):
     with pytest.raises(UserError, match="--overwrite True"):
         rlhf.main(settings=settings(kl_coef=0.3))
     assert learned(settings().runs / "run") == before
+    # Of the old run, nothing is left; a logger of its own is no file of the new one.
+    (settings().runs / "run" / "wandb").mkdir()
     rlhf.main(settings=settings(kl_coef=0.3, overwrite=True))
     assert learned(settings().runs / "run")[2][0]["kl_weight"] == 0.3
+    assert [path.name for path in settings().runs.iterdir()] == ["run"]
+    assert not (settings().runs / "run" / "wandb").exists()
+
+
+def test_a_folder_that_holds_anything_is_left_as_it_is(settings):
+    note = settings().runs / "run" / "samples.md"
+    note.parent.mkdir()
+    note.write_text("mine")
+    with pytest.raises(UserError, match=r"no checkpoint to go on from; .*--overwrite True"):
+        rlhf.main(settings=settings())
+    assert [note] == list(note.parent.iterdir())
+    assert note.read_text() == "mine"
+
+
+def test_a_logger_that_does_not_start_leaves_the_old_run(settings, whole, monkeypatch):
+    run = settings().runs / "run"
+    shutil.copytree(whole, run)
+    before = sha256(run)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    chosen = settings(kl_coef=0.3, overwrite=True, logger=("tensorboard", "wandb"))
+    with pytest.raises(UserError, match="logger wandb: not installed"):
+        rlhf.main(settings=chosen)
+    assert sha256(run) == before
+    assert [path.name for path in settings().runs.iterdir()] == ["run"]
+
+
+def test_a_damaged_checkpoint_can_be_overwritten(settings, whole):
+    run = settings().runs / "run"
+    shutil.copytree(whole, run)
+    (run / rlhf.CHECKPOINT).write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"damaged checkpoint \(.*--overwrite True") as error:
+        rlhf.main(settings=settings())
+    assert "\n" not in str(error.value)
+    rlhf.main(settings=settings(overwrite=True))
+    assert learned(run) == learned(whole)
+
+
+def test_what_a_run_reads_does_not_lie_in_its_folder(settings, world):
+    base = settings().runs / "run" / "base"
+    shutil.copytree(world.base, base)
+    with pytest.raises(UserError, match=f"--model {base}: lies in the run's folder"):
+        rlhf.main(settings=settings(model=str(base), overwrite=True))
+    assert sha256(base) == sha256(world.base)
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/b", "", "/tmp"])
+def test_the_name_of_a_run_is_that_of_one_folder(settings, name):
+    with pytest.raises(ValidationError, match="name"):
+        settings(name=name)
+
+
+class TestGlobalGenerators:
+    """A reward may draw from them, and a run is reproducible all the same."""
+
+    @staticmethod
+    def draw():
+        return random.random() + np.random.random() + float(torch.rand(()))  # noqa: NPY002
+
+    @staticmethod
+    def elsewhere(seed):
+        """Some other state of the generators."""
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+
+    def test_a_reward_that_draws(self, settings, monkeypatch):
+        class Draws:
+            def __call__(_, prompts, responses, context):
+                return {"total": torch.full((len(responses),), self.draw())}
+
+        monkeypatch.setattr(rlhf, "make_reward", lambda settings: Draws())
+        monkeypatch.setattr(rlhf, "export", lambda *_: None)
+        names = ("one", "two", "other")
+        for state, name in enumerate(names):
+            self.elsewhere(state)
+            seed = 7 if name == "other" else 2**40
+            rlhf.main(settings=settings(name=name, epochs=1, seed=seed))
+        one, two, other = (
+            [row["reward"] for row in read_jsonl(settings().runs / name / rlhf.LOG)]
+            for name in names
+        )
+        assert len(set(one)) == 2
+        assert one == two
+        assert not set(one) & set(other)
+
+    def test_the_study_seeds_them_first_of_all(self, monkeypatch):
+        class Reached(Exception):
+            pass
+
+        def join():
+            raise Reached
+
+        monkeypatch.setattr(train, "join", join)
+        rest = inspect.signature(train.main).parameters.keys() - {"seed"}
+        drawn = []
+        for state, seed in ((0, 5), (1, 5), (2, 6)):
+            self.elsewhere(state)
+            with pytest.raises(Reached):
+                train.main(**dict.fromkeys(rest), seed=seed)
+            drawn.append(self.draw())
+        assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_numbers_that_are_not_finite_are_one_line_and_leave_the_checkpoint(settings, monkeypatch):
@@ -195,7 +311,7 @@ def test_numbers_that_are_not_finite_are_one_line_and_leave_the_checkpoint(setti
 
 def test_a_learning_rate_out_of_bounds_stops_the_run(settings):
     chosen = settings(learning_rate=1e30, epochs=4, steps_per_epoch=1)
-    with pytest.raises(UserError, match=r"not finite .*checkpoint is whole"):
+    with pytest.raises(UserError, match=r"not finite .*--learning-rate.*last checkpoint"):
         rlhf.main(settings=chosen)
     checkpoint = chosen.runs / "run" / "checkpoints" / "checkpoint.safetensors"
     for row in read_jsonl(chosen.runs / "run" / "logs" / "train.jsonl"):
@@ -206,23 +322,31 @@ def test_a_learning_rate_out_of_bounds_stops_the_run(settings):
     assert checkpoint.is_file()
 
 
-def test_the_flags_of_the_stage_are_those_of_the_loop(world, tmp_path):
+def test_the_flags_of_the_stage_are_those_of_the_loop(world, tmp_path, monkeypatch, capsys):
     words = shlex.split(
         "--epochs 1 --steps-per-epoch 2 --batch-size 2 --max-new-tokens 4 --learning-rate 1e-5 "
         "--kl-coef 0.1 --seed 42 --device auto --reward sentiment"
     )
     place = ["--model", str(world.base), "--runs", str(tmp_path), "--logger", "tensorboard"]
-    done = subprocess.run(
-        [sys.executable, "-m", "shielded_recrl.rl", *words, *place],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["rl", *words, *place])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("shielded_recrl.rl", run_name="__main__")
+    assert stop.value.code == 0
     rows = read_jsonl(tmp_path / "sentiment-42" / "logs" / "train.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["reward"] == rows[0]["reward_sentiment"]
-    assert "2/2" in done.stderr
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(world, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    words = ["rl", "--model", str(world.base), "--runs", str(tmp_path / "file"), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("shielded_recrl.rl", run_name="__main__")
+    assert re.fullmatch(
+        r"python -m shielded_recrl\.rl rlhf: error: .+/file.*: Not a directory; .+", stop.value.code
+    )
 
 
 @pytest.mark.parametrize(
@@ -230,6 +354,7 @@ def test_the_flags_of_the_stage_are_those_of_the_loop(world, tmp_path):
     [
         ({"model": "no/such"}, "--model no/such: no such folder; a hub id needs --revision"),
         ({"device": "cuda:77"}, "--device cuda:77: no such device here"),
+        ({"device": "meta"}, "--device meta: no such device here; choose auto, cpu, cuda, cuda:N"),
         ({"device": "abacus"}, "--device abacus: no such device here"),
         ({"batch_size": 4, "micro_batch": 3}, "--micro-batch 3 does not divide --batch-size 4"),
         ({"prompts": "gone.txt"}, "--prompts gone.txt: no readable text file"),
@@ -278,9 +403,21 @@ def test_rewards_by_name(settings):
     torch.testing.assert_close(total["length"], -torch.tensor([0, 1 / 3, 1 / 3, 1]))
 
 
+def test_the_reward_of_the_docs_can_be_asked_for(settings):
+    """What docs/rlhf.md adds, run in the place where it is to be added."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "rlhf.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = vars(rlhf).copy()
+    exec(code, names)
+    chosen = names["RLHFSettings"](reward="exclaims")
+    texts = ["a table!", "a table"]
+    total = names["make_reward"](chosen)(texts, texts, texts)["total"]
+    torch.testing.assert_close(total, torch.tensor([0.5 + 0.2, 0.5]))
+
+
 def test_samples_are_shown_unselected():
     prompts = [f"p{i}" for i in range(TEXTS)]
-    before = Said(prompts, [f"b|{i}" for i in range(TEXTS)], [0.0] * TEXTS)
+    before = Said(prompts, [f"b|{i} <b> `c`" for i in range(TEXTS)], [0.0] * TEXTS)
     after = Said(prompts, ["one two"] * TEXTS, [1.0] * TEXTS)
     mixed = Said(prompts, ["good | one. bad! bad!"] * (TEXTS - 5) + ["bad!"] * 5, [1.0] * TEXTS)
     assert figures(mixed)["commonest sentence"] == "bad! (100% of texts)"
@@ -295,8 +432,7 @@ def test_samples_are_shown_unselected():
     assert figures(before)["distinct texts"] == "100%"
     lines = page("Title", before, after).splitlines()
     shown = [line for line in lines if line.startswith("| p")][1:]
-    assert shown == [f"| p{i} | b\\|{i} | one two |" for i in range(SHOWN)]
-    assert cell("a\n b") == "a b"
+    assert shown == [f"| p{i} | b&#124;{i} &lt;b> &#96;c&#96; | one two |" for i in range(SHOWN)]
 
 
 def test_smoothed_by_hand():
@@ -340,9 +476,8 @@ class TestReviews:
         assert tokenizer.eos_token_id != tokenizer.pad_token_id
 
 
-def test_a_run_at_step_zero_has_no_checkpoint(settings, monkeypatch):
-    chosen = settings()
-    interrupted(monkeypatch, chosen, 1)
-    path = chosen.runs / "run" / "checkpoints" / "checkpoint.safetensors"
-    assert load_progress(path, "anybody") is None
-    assert not path.exists()
+def test_a_run_has_a_checkpoint_before_its_first_step(settings, monkeypatch):
+    interrupted(monkeypatch, settings(), 0)
+    path = settings().runs / "run" / rlhf.CHECKPOINT
+    assert path.is_file()
+    assert load_progress(path, "anybody else") is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from shielded_recrl.explainer.lm import pad_left
-from shielded_recrl.rl.ppo import entropy, token_logprobs
+from shielded_recrl.rl.ppo import token_logprobs
 from shielded_recrl.rl.rollout import (
     Decoder,
     Rollout,
@@ -18,6 +18,7 @@ from shielded_recrl.rl.rollout import (
     assembled,
     decode,
     draw,
+    joined,
     nucleus,
     response_logits,
     sample,
@@ -49,7 +50,7 @@ def numbers(rows: int, tokens: int = 7, seed: int = 0) -> torch.Tensor:
 
 def write(model, rows, tokenizer=TOKENIZER, tokens=7, temperature=WARM, seed=0, **options):
     uniforms = options.pop("uniforms", numbers(len(rows), tokens, seed))
-    return sample(model, rows, tokenizer, uniforms, temperature, **options)[0]
+    return sample(model, rows, tokenizer, uniforms, temperature, **options)
 
 
 class TestDraw:
@@ -131,17 +132,6 @@ def test_absolute_positions_count_from_the_first_real_token():
     scored_alone(model, write(model, rows), rows)
 
 
-def test_the_scores_that_come_with_a_rollout_are_those_of_a_fresh_pass(model):
-    rollout, scores = sample(model, prompts(5, 2, 9), TOKENIZER, numbers(5), WARM)
-    with torch.no_grad():
-        logits, hidden = response_logits(model, rollout)
-    real = rollout.response.bool()
-    fresh = token_logprobs(logits, rollout.tokens, WARM), entropy(logits, WARM), hidden
-    for got, expected in zip(scores, fresh, strict=True):
-        torch.testing.assert_close(got[real], expected[real], atol=CLOSE, rtol=CLOSE)
-    assert torch.equal(scores.logp, rollout.logp)
-
-
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 4))
 @settings(max_examples=15, deadline=None)
 def test_a_response_is_the_same_in_any_batch(seed, count):
@@ -167,7 +157,7 @@ def test_the_engine_draws_from_the_whole_scored_distribution(model):
     """
     rows = [prompts(1, 6, 6)[0]] * 4000
     engine = TransformersEngine(TOKENIZER)
-    one, _ = engine(model, rows, [6] * 4000, numbers(4000, 1), WARM)
+    one = engine(model, rows, [6] * 4000, numbers(4000, 1), WARM)
     with torch.no_grad():
         logits, _ = response_logits(model, one.at(one.place(torch.tensor([0]))))
     probabilities = (logits[0, 0].double() / WARM).softmax(-1)
@@ -189,7 +179,7 @@ def test_the_sampled_temperature_is_the_scored_one(model):
     rows = prompts(5, 2, 9)
     engine = TransformersEngine(TOKENIZER)
     for temperature in (0.5, 2.0):
-        got, _ = engine(model, rows, list(map(len, rows)), numbers(5), temperature)
+        got = engine(model, rows, list(map(len, rows)), numbers(5), temperature)
         with torch.no_grad():
             logits, _ = response_logits(model, got)
         real = got.response.bool()
@@ -209,9 +199,7 @@ class TestMergedDecoding:
         ]
 
     def test_it_writes_what_the_unmerged_model_writes(self, model):
-        (merged, no_scores), (plain, scores) = self.both(model)
-        assert no_scores is None  # another engine than training's: scored again
-        assert scores is not None
+        merged, plain = self.both(model)
         assert torch.equal(merged.ids, plain.ids)
         torch.testing.assert_close(merged.logp, plain.logp, atol=CLOSE, rtol=0)
         with torch.no_grad(), model.disable_adapter():
@@ -320,6 +308,35 @@ def test_what_stands_in_padding_is_never_read(model):
     torch.testing.assert_close(states, hidden, atol=CLOSE, rtol=0)
 
 
+class Shapes(Decoder):
+    """A decoder that would compile; notes the shapes of its passes over one token instead."""
+
+    def __init__(self):
+        super().__init__(compile=True)
+        self.seen: set[tuple] = set()
+        self.caches: set[int] = set()
+
+    def __call__(self, lm, **inputs):
+        if inputs["input_ids"].shape[1] == 1:
+            names = ("input_ids", "attention_mask", "position_ids")
+            cache = inputs["past_key_values"]
+            width = cache.layers[0].keys.shape[2]
+            self.seen.add((*(tuple(inputs[name].shape) for name in names), width))
+            self.caches.add(cache.layers[0].keys.data_ptr())
+        return lm(use_cache=True, logits_to_keep=1, **inputs).logits[:, -1]
+
+
+def test_compiled_code_meets_one_shape(model):
+    """Whatever the lengths of the prompts: each other shape would be compiled anew."""
+    decoder = Shapes()
+    for length in range(3, 12):
+        rows = prompts(3, length, length, seed=length)
+        got = write(model, rows, decoder=decoder)
+        assert torch.equal(got.ids, write(model, rows).ids)
+    assert decoder.seen == {((3, 1), (3, 64), (3, 1), 64)}
+    assert len(decoder.caches) == 1
+
+
 @pytest.mark.slow
 def test_a_compiled_decoder_writes_the_same():
     """Twice, with prompts of other lengths: compiled code uses its cache again."""
@@ -327,9 +344,8 @@ def test_a_compiled_decoder_writes_the_same():
     compiled = Decoder(compile=True)
     for seed in (0, 1):
         rows = prompts(3, 2, 9, seed=seed)
-        got, scores = sample(model, rows, TOKENIZER, numbers(3, 4, seed), WARM, decoder=compiled)
+        got = write(model, rows, tokens=4, seed=seed, decoder=compiled)
         expected = write(model, rows, tokens=4, seed=seed)
-        assert scores is None  # replayed passes overwrite their states
         assert torch.equal(got.ids, expected.ids)
         assert torch.equal(got.mask, expected.mask)
         torch.testing.assert_close(got.logp, expected.logp, atol=CLOSE, rtol=0)
@@ -346,6 +362,65 @@ def ragged(seed: int) -> Rollout:
     response = mask[:, p:].float()
     logp = -torch.arange(1.0, n * t + 1).view(n, t) * response
     return Rollout(ids, mask, response, torch.arange(n) % 2 == 0, torch.arange(n), logp)
+
+
+class TestGroups:
+    """Prompts of similar length are decoded together."""
+
+    @pytest.mark.parametrize("merge", [True, False])
+    def test_groups_of_any_size_write_the_same_texts(self, model, merge):
+        rows = [prompts(1, length, length, seed=length)[0] for length in (9, 3, 6, 2, 11, 5, 3)]
+        free = write(model, rows, uniforms=numbers(7))
+        tokenizer = ends_with(int(free.tokens[2, 1]))
+        active = [1, 2, 3, 1, 2, 3, 1]
+        whole, *parts = (
+            TransformersEngine(tokenizer, merge, batch_size=size)(
+                model, rows, active, numbers(7), WARM
+            )
+            for size in (128, 1, 3)
+        )
+        assert whole.ended.any()
+        assert not whole.ended.all()
+        assert [row[: len(p)] for row, p in zip(asked(whole), rows, strict=True)] == rows
+        for got in parts:
+            for name in ("ids", "mask", "response", "ended", "request"):
+                assert torch.equal(getattr(got, name), getattr(whole, name)), name
+            torch.testing.assert_close(got.logp, whole.logp, atol=CLOSE, rtol=0)
+
+    def test_a_group_holds_the_prompts_of_similar_length(self, model):
+        widths = []
+
+        class Widths(Decoder):
+            def __call__(self, lm, **inputs):
+                if inputs["input_ids"].shape[1] > 1:
+                    widths.append(tuple(inputs["input_ids"].shape))
+                return super().__call__(lm, **inputs)
+
+        rows = [prompts(1, length, length)[0] for length in (9, 3, 6, 2, 11)]
+        engine = TransformersEngine(TOKENIZER, batch_size=2)
+        engine.decoder = Widths()
+        engine(model, rows, [1] * 5, numbers(5), WARM)
+        assert widths == [(2, 3), (2, 9), (1, 11)]
+
+    @given(seed=st.integers(0, 10**6), size=st.integers(1, 8))
+    @settings(max_examples=60, deadline=None)
+    def test_parts_join_to_the_whole(self, seed, size):
+        """Cut to their own width, and in another order."""
+        whole = ragged(seed)
+        whole = whole._replace(ids=torch.where(whole.mask.bool(), whole.ids, -7))
+        whole = whole.at(whole.place(torch.arange(7)))
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(7))
+        parts = [whole.at(whole.place(rows)) for rows in order.split(size)]
+        for got, expected in zip(joined(parts, order, -7), whole, strict=True):
+            assert torch.equal(got, expected)
+
+
+def asked(rollout: Rollout) -> list[tuple[int, ...]]:
+    """Real tokens of each row, prompt and response."""
+    return [
+        tuple(row[real.bool()].tolist())
+        for row, real in zip(rollout.ids, rollout.mask, strict=True)
+    ]
 
 
 class TestMicroBatches:

@@ -17,16 +17,20 @@ from shielded_recrl.rl.simulator import (
     LENGTH_SCALE,
     UNGROUNDED,
     ClaimIndex,
-    claim_counts,
     click_draws,
     click_probability,
     click_rates,
-    quality,
+    judge,
     relevance,
     user_bias,
 )
+from shielded_recrl.rl.text import words
 
 INDEX = ClaimIndex(CATALOGUE)
+
+
+def quality(text: str, request: Request, index: ClaimIndex) -> float:
+    return judge(text, request, index).quality
 
 
 @pytest.mark.parametrize(
@@ -78,6 +82,49 @@ def test_quality_by_hand():
     )
 
 
+@pytest.mark.parametrize(
+    ("trick", "claims", "supported", "grounded", "distinct"),
+    [
+        # All three hold, Romance beside the Rustic Wedding it is of; none is the item. "is one"
+        # stands twice among 22 words.
+        ("praise of the history", 3, 3, 1 / 3, 20 / 21),
+        # Two hold: Romance and History are of titles the text does not name.
+        ("categories of others", 4, 2, 2 / 3, 1.0),
+    ],
+)
+def test_quality_of_true_names_that_explain_nothing(trick, claims, supported, grounded, distinct):
+    got = judge(TRICKS[trick], REQUEST, INDEX)
+    assert (got.claims, got.supported) == (claims, supported)
+    saturation = 1 - math.exp(-len(words(TRICKS[trick])) / LENGTH_SCALE)
+    assert got.quality == pytest.approx(
+        saturation * distinct * supported / claims * (UNGROUNDED + (1 - UNGROUNDED) * grounded)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "claims", "supported"),
+    [
+        ("You may enjoy the Romance in it.", 1, 0),
+        ("Like Rustic Wedding it has Romance.", 2, 2),
+        ("Like Neon Circuit it has Romance.", 2, 1),
+        ("You may enjoy the Fantasy in it.", 1, 1),
+        ("You may enjoy the Fantasy in Viking Chronicle 2.", 2, 2),
+    ],
+)
+def test_a_category_of_the_history_holds_beside_its_title(text, claims, supported):
+    got = judge(text, REQUEST, INDEX)
+    assert (got.claims, got.supported) == (claims, supported)
+
+
+def test_an_item_without_a_title_cannot_be_named():
+    nameless = dataclasses.replace(REQUEST, about=Item("", ("Fantasy",), ""))
+    saturation = 1 - math.exp(-6 / LENGTH_SCALE)
+    got = quality("Like Neon Circuit it has Fantasy.", nameless, INDEX)
+    assert got == pytest.approx(saturation * (UNGROUNDED + (1 - UNGROUNDED) * 2 / 3))
+    got = quality("Like Neon Circuit it has Fantasy.", REQUEST, INDEX)
+    assert got == pytest.approx(saturation * (UNGROUNDED + (1 - UNGROUNDED) * 1 / 3))
+
+
 def test_quality_saturates_in_length():
     def plain(count: int) -> float:
         return quality(" ".join(f"w{i}" for i in range(count)), REQUEST, INDEX)
@@ -110,16 +157,17 @@ def test_quality_lies_below_one(text):
         ("It is fun. It is short.", 0),
         ("You may want more of it.", 0),
         ("You may like It because you liked Heat.", 2),
-        ("“Heat” is fun.", 0),
+        ("“Heat” is fun.", 1),
+        ("Next is fun.", 0),
         ("It Follows is fun.", 1),
         ("Fun for fans of drama.", 1),
     ],
 )
 def test_a_title_of_one_word_is_claimed_only_where_it_is_written_as_a_name(text, claims):
-    names = ("It", "More", "Heat", "It Follows")
+    names = ("It", "More", "Next", "Heat", "It Follows")
     index = ClaimIndex([Item("", (), ""), *(Item(name, ("Drama",), "") for name in names)])
     request = Request(1, 1, about := Item("Heat", ("Drama",), ""), (about,), (), ())
-    assert claim_counts(text, request, index)[0] == claims
+    assert judge(text, request, index).claims == claims
 
 
 @pytest.mark.parametrize(

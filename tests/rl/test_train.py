@@ -14,7 +14,9 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_base
 from shielded_recrl.explainer.lm import adapter_parameters, load_adapter, prefix_states
 from shielded_recrl.files import read_json, read_jsonl, sha256
+from shielded_recrl.resume import load_progress
 from shielded_recrl.rl import train
+from shielded_recrl.rl.distributed import Ranks
 from shielded_recrl.rl.logs import checked
 from shielded_recrl.rl.settings import RewardSettings, RLSettings
 from shielded_recrl.rl.train import Drift, ExplainerPrompts, snapshot_steps, study_reward
@@ -94,7 +96,7 @@ def make(world, adapted):
     def build(shield=None, **changes) -> PPO:
         model, serving = adapted(), world.serving()
         states = load_states(world.ranker)
-        settings = QUICK.model_copy(update=changes)
+        settings = RLSettings(**QUICK.model_dump() | changes)
         return PPO(
             model,
             serving.prompts.tokenizer,
@@ -347,9 +349,13 @@ def test_a_number_that_is_not_finite_stops_the_run_and_leaves_its_checkpoint(
         command(world, readout, tmp_path / "cut", settings=QUICK)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cut" / "run").exists()
+    # No broken number is in what the second step left.
+    kept = load_progress(tmp_path / "cut/scratch/checkpoint.safetensors", whole["fingerprint"])
+    assert kept.step == len(kept.log) == 2
+    assert all(tensor.isfinite().all() for tensor in kept.tensors.values())
     monkeypatch.setattr(train, "study_reward", original)
-    again = command(world, readout, tmp_path / "cut", settings=QUICK)
-    assert again["adapter_sha256"] == whole["adapter_sha256"]
+    command(world, readout, tmp_path / "cut", settings=QUICK)
+    assert written(tmp_path / "cut") == written(tmp_path / "whole")
 
 
 def write_readout(path, gamma: float) -> None:
@@ -393,6 +399,41 @@ def test_the_fingerprint_covers_all_that_a_run_reads(world, collect, tmp_path, w
     changed = dataclasses.replace(world, **copies)
     after = command(changed, files["readout"], tmp_path / "after", **given, shield=shield)
     assert after["fingerprint"] != before
+
+
+class Fingerprinted(Exception):
+    """Ends a run where its fingerprint is taken."""
+
+
+def test_the_fingerprint_covers_the_machine(world, readout, tmp_path, monkeypatch):
+    """Another number of processes, or a GPU, sums in another order: no same bytes come of it."""
+
+    def of(world_size: int, device: str) -> str:
+        devices = iter([CPU, torch.device(device)])  # the base is loaded first
+        monkeypatch.setattr(train, "default_device", lambda: next(devices))
+        monkeypatch.setattr(train, "join", lambda: Ranks(0, world_size))
+        with pytest.raises(Fingerprinted) as caught:
+            command(world, readout, tmp_path)
+        return str(caught.value)
+
+    original = train.fingerprint
+
+    def ends(values):
+        raise Fingerprinted(original(values))
+
+    monkeypatch.setattr(train, "fingerprint", ends)
+    alone = of(1, "cpu")
+    assert of(1, "cpu") == alone
+    assert len({alone, of(2, "cpu"), of(1, "cuda"), of(2, "cuda")}) == 4
+
+
+def test_vllm_and_several_processes_are_refused(tmp_path):
+    """Each would load a base of its own on the GPUs of the others."""
+    asked = RLSettings(**QUICK.model_dump() | {"engine": "vllm"})
+    with pytest.raises(UserError, match=r"^rl.engine: vllm and several processes") as caught:
+        train.rollout_engine(asked, tmp_path, None, None, "bf16", 2)
+    assert "\n" not in str(caught.value)
+    assert train.rollout_engine(QUICK, tmp_path, None, None, "bf16", 2) is None
 
 
 def test_the_null_space_needs_bases(world, readout, tmp_path):

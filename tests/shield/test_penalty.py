@@ -10,8 +10,10 @@ from shielded_recrl.explainer.lm import (
     dropout_off,
     last_block_linears,
     prefix_states,
+    save_memory,
 )
 from shielded_recrl.shield.penalty import ScorePenalty
+from tiny_ppo import held
 from tiny_world import prompts, tiny_llama, with_adapter
 
 PROMPTS = prompts(10, 4, 9, seed=1)
@@ -54,6 +56,22 @@ def test_passes_that_begin_at_the_first_adapted_block_change_nothing():
     assert begun[0] > 1e-3
     for kept, whole in zip(begun, loss_and_gradient(), strict=True):
         torch.testing.assert_close(kept, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_checkpointing_holds_for_its_passes_too():
+    """Less is kept for the same value and gradient."""
+    plain, saving = (with_adapter(tiny_llama(layers=6)) for _ in range(2))
+    save_memory(saving)
+    kept, losses, gradients = [], [], []
+    for model in (plain, saving):
+        matching = penalty(model)
+        kept.append(held(lambda matching=matching: losses.append(matching.loss(0))))
+        weights = list(adapter_parameters(model).values())
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(losses[-1], weights)]))
+    assert kept[1] < 0.5 * kept[0]
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(gradients[0], gradients[1])
+    assert gradients[0].abs().max() > 1e-3
 
 
 def test_it_has_no_units():

@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from shielded_recrl.files import read_json, read_jsonl, sha256
-from shielded_recrl.report.explanations import in_cell
+from shielded_recrl.markdown import in_cell
 
 pytestmark = pytest.mark.slow
 

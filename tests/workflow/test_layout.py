@@ -80,7 +80,7 @@ class TestRule:
 
 
 def test_gpu_goes_to_rules_that_train_or_generate():
-    wanting = {rule.id for rule in rules() if "gpu=LM_GPU" in rule.values[0]}
+    wanting = {rule.id for rule in rules() if re.search("gpu=(LM|PPO)_GPU", rule.values[0])}
     assert wanting == {
         "train_ranker",
         "pretrain",

@@ -6,7 +6,10 @@ import importlib
 import sys
 from typing import NoReturn
 
-from shielded_recrl.errors import UserError
+from shielded_recrl.errors import UserError, first_line
+
+# Exit status of a process that SIGINT ended, as shells count it.
+INTERRUPTED = 130
 
 
 def run_stage(stage: str, commands: dict[str, str], default: str | None = None) -> NoReturn:
@@ -34,8 +37,8 @@ def run_stage(stage: str, commands: dict[str, str], default: str | None = None) 
 
     from shielded_recrl.settings import one_line
 
-    main = importlib.import_module(f"shielded_recrl.{stage}.{name}").main
     try:
+        main = importlib.import_module(f"shielded_recrl.{stage}.{name}").main
         tyro.cli(
             main,
             prog=f"{program} {name}",
@@ -46,4 +49,20 @@ def run_stage(stage: str, commands: dict[str, str], default: str | None = None) 
         sys.exit(f"{program} {name}: error: {error}")
     except ValidationError as error:
         sys.exit(f"{program} {name}: error: {one_line(error)}")
+    except OSError as error:
+        sys.exit(f"{program} {name}: error: {system_reason(error)}")
+    except KeyboardInterrupt:
+        print(f"{program} {name}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def system_reason(error: OSError) -> str:
+    """What the system refused, and for which file, on one line.
+
+    >>> system_reason(PermissionError(13, "Permission denied", "runs/quick"))
+    'runs/quick: Permission denied; give a path that can be read and written'
+    """
+    if error.filename is None or error.strerror is None:
+        return first_line(error)
+    return f"{error.filename}: {error.strerror}; give a path that can be read and written"

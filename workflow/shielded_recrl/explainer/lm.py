@@ -167,8 +167,14 @@ def first_adapted(model: nn.Module) -> int:
 
 @contextmanager
 def inputs_recorded(model: nn.Module, block: int) -> Iterator[list[Tensor]]:
-    """Collect what enters a decoder block, [n, t, d], in each forward pass inside."""
+    """Collect what enters a decoder block, [n, t, d], in each forward pass inside.
+
+    Nothing is collected of the first block: a pass cannot begin later than it does anyway.
+    """
     states: list[Tensor] = []
+    if block == 0:
+        yield states
+        return
     module = list(blocks(model).values())[block]
 
     def note_form(module, args, output):
@@ -244,15 +250,22 @@ def _switched_off(layers: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def can_merge(model: nn.Module) -> bool:
-    """Whether decoding may take place with the adapter merged: always on, and in fp32 weights."""
+    """Whether decoding may take place with the adapter merged.
+
+    It may where W + s B A is all the adapter does (plain LoRA, always on), to weights in fp32 that
+    no other module shares.
+    """
     from peft.tuners.lora import LoraLayer
 
+    adapter = getattr(model, "active_adapter", None)
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    weights = [layer.get_base_layer().weight for layer in layers]
-    return (
-        bool(layers)
-        and not is_activated(model)
-        and all(weight.dtype == torch.float32 for weight in weights)
+    embedding = causal_lm(model).get_input_embeddings().weight
+    return bool(layers) and all(
+        adapter not in layer.lora_variant
+        and not layer.lora_bias.get(adapter, False)
+        and (weight := layer.get_base_layer().weight).dtype == torch.float32
+        and weight is not embedding
+        for layer in layers
     )
 
 
@@ -260,7 +273,7 @@ def save_memory(model: nn.Module) -> None:
     """Gradient checkpointing (Chen et al. 2016): recompute a block's activations going backward.
 
     Only the blocks themselves go into training mode, which is when transformers checkpoints; what
-    is in them stays in evaluation mode, so no dropout comes with it. A block is recomputed with the
+    is in them stays in evaluation mode, and dropout of their own is set to 0. A block is recomputed with the
     adapter it ran with, whichever is active by then.
     """
 
@@ -271,7 +284,11 @@ def save_memory(model: nn.Module) -> None:
     lm.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
     lm.enable_input_require_grads()
     for block in blocks(model).values():
-        block.training = True
+        # Some models' blocks apply a dropout of their own.
+        for name in [name for name in vars(block) if "dropout" in name]:
+            if isinstance(getattr(block, name), float):
+                setattr(block, name, 0.0)
+        block.training = block.recomputes = True
 
 
 @contextmanager
@@ -318,7 +335,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def switch_off_dropout(model: nn.Module) -> None:
-    """Evaluation mode for all but bitsandbytes' own layers.
+    """Evaluation mode for all but bitsandbytes' own layers, and blocks that recompute.
 
     On CPUs with AVX512-BF16 a 4-bit layer in evaluation mode repacks its weights at the first
     forward without gradient, and later gradients through it are silently wrong. These layers have
@@ -326,7 +343,25 @@ def switch_off_dropout(model: nn.Module) -> None:
     """
     model.eval()
     for module in model.modules():
-        if type(module).__module__.startswith("bitsandbytes"):
+        if type(module).__module__.startswith("bitsandbytes") or recomputes(module):
+            module.training = True
+
+
+def recomputes(module: nn.Module) -> bool:
+    """Whether a module is a decoder block that `save_memory` has prepared."""
+    return module.__dict__.get("recomputes", False)
+
+
+@contextmanager
+def decoding(model: nn.Module) -> Iterator[None]:
+    """Decoder blocks as decoding needs them: those that recompute would leave the cache unread."""
+    ready = [module for module in model.modules() if recomputes(module) and module.training]
+    try:
+        for module in ready:
+            module.training = False
+        yield
+    finally:
+        for module in ready:
             module.training = True
 
 

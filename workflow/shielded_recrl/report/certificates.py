@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.report.explanations import in_cell
+from shielded_recrl.markdown import in_cell
 from shielded_recrl.report.runs import COHORTS, Run
 
 # What an adapter may be merged into, and the kinds of shield that forbid it.

@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from shielded_recrl.files import read_jsonl
+from shielded_recrl.markdown import in_cell
 from shielded_recrl.report.runs import Run
 
 SHOWN = 10
@@ -71,9 +72,3 @@ def _section(run: Run) -> str:
 
 def _first(rows: Iterable[dict[str, Any]], step: int) -> Iterable[dict[str, Any]]:
     return [row for row in rows if row["step"] == step][:SHOWN]
-
-
-def in_cell(text: str) -> str:
-    """Text that stays inside its table cell and is no markup."""
-    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return plain.replace("|", "&#124;").replace("`", "&#96;")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shielded_recrl.explainer.lm import adapter_parameters, hidden_size, switch_off_dropout
-from shielded_recrl.rl.rollout import Rollout, response_logits
+from shielded_recrl.rl.rollout import Rollout, response_states
 
 Kind = Literal["shared", "separate"]
 ADAPTER = "critic"
@@ -24,8 +24,16 @@ class Critic(Protocol):
     parameters: dict[str, nn.Parameter]
     cheap: bool  # reads given states, so that a whole batch fits in one pass
 
-    def __call__(self, rollout: Rollout, hidden: Tensor) -> Tensor:
-        """V [n, t], with its gradient, given the policy's states [n, t, d] of a rollout."""
+    def __call__(
+        self, rollout: Rollout, hidden: Tensor, entry: tuple[int, Tensor] | None = None
+    ) -> Tensor:
+        """V [n, t], with its gradient.
+
+        Args:
+            rollout: responses.
+            hidden: the policy's states of them, [n, t, d].
+            entry: where a pass may begin, see `response_states`.
+        """
 
 
 class SharedCritic:
@@ -40,7 +48,9 @@ class SharedCritic:
         """
         self.head, self.parameters = value_head(model)
 
-    def __call__(self, rollout: Rollout, hidden: Tensor) -> Tensor:
+    def __call__(
+        self, rollout: Rollout, hidden: Tensor, entry: tuple[int, Tensor] | None = None
+    ) -> Tensor:
         """See `Critic`."""
         return predicted(self.head, hidden)
 
@@ -67,12 +77,14 @@ class SeparateCritic:
         for weight in self.parameters.values():
             weight.requires_grad_(True)
 
-    def __call__(self, rollout: Rollout, hidden: Tensor) -> Tensor:
+    def __call__(
+        self, rollout: Rollout, hidden: Tensor, entry: tuple[int, Tensor] | None = None
+    ) -> Tensor:
         """See `Critic`."""
         # PEFT freezes the adapter it switches off.
         self.model.set_adapter(ADAPTER)
         try:
-            _, own = response_logits(self.model, rollout)
+            own = response_states(self.model, rollout, entry)
         finally:
             self.model.set_adapter(self.policy)
             for weight in self.parameters.values():

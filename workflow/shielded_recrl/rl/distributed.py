@@ -50,6 +50,16 @@ class Ranks:
         for weight, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
             weight.grad = part.view_as(weight)
 
+    def agree(self, weights: Iterable[Tensor]) -> None:
+        """Take over the weights of rank 0, so that rounding never drives replicas apart."""
+        if self.world == 1:
+            return
+        weights = [weight.detach() for weight in weights]
+        flat = torch.cat([weight.flatten() for weight in weights])
+        distributed.broadcast(flat, src=0)
+        for weight, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+            weight.copy_(part.view_as(weight))
+
     def leave(self) -> None:
         """End the process group."""
         if self.world > 1:
@@ -58,8 +68,8 @@ class Ranks:
 
 def join() -> Ranks:
     """Join the processes that torchrun started; a process started otherwise is alone."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    # Other launchers set WORLD_SIZE, too, for purposes of their own.
+    if not distributed.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         return Ranks()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -13,6 +13,8 @@ users see is the gold.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -55,6 +57,8 @@ from shielded_recrl.statistics import Interval, bootstrap, paired_bootstrap
 # Relative CTR published for explanations trained by reinforcement learning, to be placed on the
 # scale of a simulator: what is attainable there hangs on its quality_weight and on the base's texts.
 PUBLISHED_RELATIVE_CTR = 1.225
+# What `rl train` calls a weight of a snapshot.
+SNAPSHOT_KEY = re.compile(r"step-(\d+)/(.+)")
 
 
 def main(
@@ -102,6 +106,9 @@ def main(
         roles_seed: seed of roles, simulator and bootstrap, shared by all runs.
         seed: seed of this run's text sampling.
     """
+    snapshots = load_snapshots(run / "snapshots.safetensors")
+    last = max(snapshots)
+    log = load_log(run / "train.jsonl", last)
     serving = Serving.load(data, base, templates, prompt, roles, roles_seed)
     states, fitted = load_states(ranker), load_readout(readout)
     model = load_base(base, precision, default_device())
@@ -117,7 +124,7 @@ def main(
     reference = tuple(cohort_scores(model, head, users) for users in cohorts)
     lm_alone = lm_report(model, head, cohorts[1])
     model = load_adapter(model, run / "adapter")
-    snapshots = load_snapshots(run / "snapshots.safetensors", set(adapter_parameters(model)))
+    check_snapshots(snapshots, model, run / "snapshots.safetensors")
     people = np.concatenate([serving.roles.protected, serving.roles.heldout])
     prefixes = [serving.prefix(user) for user in people]
 
@@ -159,18 +166,11 @@ def main(
             base, run / "adapter", head, *cohorts, settings.merge, **options
         )
 
-    last = max(snapshots)
     trained_on = study_reward(serving, states.test_users, states.items, model, reward)
     measured = {
         step: {**slate.measure(batch), "reward": proxy(trained_on, batch, slate)}
         for step, batch in texts.items()
     }
-    log = read_jsonl(run / "train.jsonl")
-    if [row.get("step") for row in log] != list(range(1, last + 1)):
-        raise UserError(
-            f"{run / 'train.jsonl'}: expected the rows of steps 1 to {last}, where the snapshots end; "
-            "train the run again"
-        )
     quarter = log[-max(1, len(log) // 4) :]
     evaluation = {
         "dataset": dataset,
@@ -210,23 +210,80 @@ def main(
     )
 
 
-def load_snapshots(path: Path, names: set[str]) -> dict[int, dict[str, np.ndarray]]:
+def load_snapshots(path: Path) -> dict[int, dict[str, np.ndarray]]:
     """Adapter weights by step, ascending.
 
     Args:
         path: snapshots.safetensors.
-        names: weights of the adapter.
 
     Raises:
-        UserError: the file is missing, damaged or empty, or holds another adapter.
+        UserError: the file is missing, damaged or empty, or a key is no `step-<number>/<weight>`.
     """
     snapshots: dict[int, dict[str, np.ndarray]] = {}
-    for key, tensor in sorted(read_tensors(path).items()):
-        step, name = key.split("/", 1)
-        snapshots.setdefault(int(step.removeprefix("step-")), {})[name] = tensor
-    if not snapshots or any(set(weights) != names for weights in snapshots.values()):
-        raise UserError(f"{path}: no snapshot of this run's adapter in it; train the run again")
-    return snapshots
+    for key, tensor in read_tensors(path).items():
+        named = SNAPSHOT_KEY.fullmatch(key)
+        if not named:
+            raise UserError(
+                f"{path}: expected keys such as step-000004/<weight>, got {key!r}; "
+                "train the run again"
+            )
+        snapshots.setdefault(int(named[1]), {})[named[2]] = tensor
+    if not snapshots:
+        raise UserError(f"{path}: no snapshot in it; train the run again")
+    return dict(sorted(snapshots.items()))
+
+
+def check_snapshots(
+    snapshots: dict[int, dict[str, np.ndarray]], model: torch.nn.Module, path: Path
+) -> None:
+    """Refuse snapshots that hold other weights, or weights of other shapes, than the adapter.
+
+    Args:
+        snapshots: weights by step.
+        model: PEFT model.
+        path: of the snapshots, for the error.
+
+    Raises:
+        UserError: a snapshot does not fit.
+    """
+    wanted = {name: tuple(weight.shape) for name, weight in adapter_parameters(model).items()}
+    for step, weights in snapshots.items():
+        if {name: weight.shape for name, weight in weights.items()} != wanted:
+            raise UserError(
+                f"{path}: step {step} is no snapshot of this run's adapter; train the run again"
+            )
+
+
+def load_log(path: Path, last: int) -> list[dict[str, Any]]:
+    """Rows of train.jsonl, one a step.
+
+    Args:
+        path: train.jsonl.
+        last: step the snapshots end at.
+
+    Raises:
+        UserError: the file is missing or damaged, does not hold steps 1 to `last`, or a row has no
+            finite `kl`.
+    """
+    try:
+        rows = read_jsonl(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable log ({error}); train the run again") from error
+    if not all(isinstance(row, dict) for row in rows) or (
+        [row.get("step") for row in rows] != list(range(1, last + 1))
+    ):
+        raise UserError(
+            f"{path}: expected the rows of steps 1 to {last}, where the snapshots end; "
+            "train the run again"
+        )
+    for row in rows:
+        kl = row.get("kl")
+        if not isinstance(kl, int | float) or not math.isfinite(kl):
+            raise UserError(
+                f"{path}, step {row['step']}: expected a finite number under kl, got {kl!r}; "
+                "train the run again"
+            )
+    return rows
 
 
 @torch.no_grad()

@@ -7,8 +7,6 @@ the docs are made from it. TensorBoard tags and W&B keys are the keys of the row
 from __future__ import annotations
 
 import os
-import resource
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,9 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
 from shielded_recrl.errors import UserError, first_line
+from shielded_recrl.memory import peak_rss_mb
 
 LoggerName = Literal["tensorboard", "wandb"]
 Row = Mapping[str, float]
+# A logger is asked for by the study's config and by the flag of the plain loop.
+WITHOUT = "leave it out of resources.loggers (of --logger in the plain loop)"
 
 
 def figure(unit: str, description: str, **bounds: float) -> Any:
@@ -189,8 +190,8 @@ def _wandb(
         import wandb
     except ImportError as error:
         raise UserError(
-            "rl.loggers: wandb is not installed; install it with "
-            "`pip install -c requirements.lock -e .[wandb]`, or take wandb from rl.loggers"
+            "logger wandb: not installed; install it with `pip install -c requirements.lock -e "
+            f".[wandb]`, or {WITHOUT}"
         ) from error
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -220,8 +221,8 @@ def _wandb(
         )
     except (wandb.errors.Error, ValueError) as error:
         raise UserError(
-            f"rl.loggers: wandb does not start in mode {mode} ({first_line(error)}); "
-            "set WANDB_MODE=offline, or WANDB_API_KEY for mode online"
+            f"logger wandb: does not start in mode {mode} ({first_line(error)}); set "
+            f"WANDB_MODE=offline, or WANDB_API_KEY for mode online, or {WITHOUT}"
         ) from error
     with run:
         yield lambda row: run.log(
@@ -260,5 +261,4 @@ def peak_memory_mb(cuda: bool) -> float:
         import torch
 
         return torch.cuda.max_memory_allocated() / 2**20
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return peak_rss_mb()

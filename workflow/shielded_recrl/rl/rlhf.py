@@ -17,8 +17,11 @@ things are kept.
 from __future__ import annotations
 
 import json
+import re
+import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,16 +30,17 @@ import torch
 import tyro
 from pydantic import Field
 from torch import nn
+from transformers import set_seed
 
-from shielded_recrl.errors import UserError
+from shielded_recrl.errors import UserError, first_line
 from shielded_recrl.explainer.base import default_device, load_base, load_tokenizer
 from shielded_recrl.explainer.init import save_adapter
 from shielded_recrl.explainer.settings import Precision
 from shielded_recrl.files import atomic, sha256, write_jsonl, write_text
 from shielded_recrl.provenance import code_digest
-from shielded_recrl.resume import fingerprint, load_progress, save_progress
+from shielded_recrl.resume import Progress, fingerprint, load_progress, save_progress
 from shielded_recrl.rl.curve import save_curve
-from shielded_recrl.rl.logs import LoggerName, advance, checked, open_loggers, progress_bar
+from shielded_recrl.rl.logs import LoggerName, advance, open_loggers, progress_bar
 from shielded_recrl.rl.reviews import PROMPTS, embedded_base
 from shielded_recrl.rl.rewards.base import Composite
 from shielded_recrl.rl.rewards.plain import LengthPenalty, Preference, Sentiment
@@ -71,7 +75,7 @@ class RLHFSettings(Settings):
         None, pattern="^[0-9a-f]{40}$", description="Commit of the hub repository."
     )
     precision: Precision = Field("fp32", description="Weights of the base.")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     prompts: Path | None = Field(
         None, description="Text file, a prompt a line; none: openings of reviews."
     )
@@ -83,10 +87,15 @@ class RLHFSettings(Settings):
     )
     target_words: int = Field(4, ge=1, description="Words that the reward `length` does not mind.")
     logger: tuple[LoggerName, ...] = Field(("tensorboard",), description="tensorboard, wandb.")
-    name: str | None = Field(None, description="Name of the run; none: reward and seed.")
+    name: str | None = Field(
+        None,
+        pattern=r"^\w[\w.-]*$",
+        description="Name of the run, of its folder, too; none: reward and seed.",
+    )
     runs: Path = Field(Path("runs"), description="Folder of runs, and of bases made for them.")
     overwrite: bool = Field(
-        False, description="Start anew where the folder holds a run of other settings."
+        False,
+        description="Delete what the folder holds, and start anew, unless it is this very run.",
     )
 
 
@@ -95,6 +104,9 @@ def main(*, settings: Annotated[RLHFSettings, tyro.conf.arg(name="")]) -> None:
 
     A run that was killed goes on by the same command, and ends in the same bytes. With more epochs,
     a finished run goes on, too.
+
+    Raises:
+        UserError: settings that do not go together, or a folder that holds something else.
     """
     name = settings.name or f"{settings.reward}-{settings.seed}"
     run = settings.runs / name
@@ -103,7 +115,12 @@ def main(*, settings: Annotated[RLHFSettings, tyro.conf.arg(name="")]) -> None:
     prompts = load_prompts(settings.prompts)
     reward = make_reward(settings)
     base = base_folder(settings)
+    for flag, path in (("--model", base), ("--prompts", settings.prompts)):
+        if path is not None and path.resolve().is_relative_to(run.resolve()):
+            raise UserError(f"{flag} {path}: lies in the run's folder {run}; choose another --name")
 
+    # A reward may draw from the global generators; NumPy's takes 32 bits.
+    set_seed(settings.seed % 2**32)
     tokenizer = load_tokenizer(base)
     model = with_adapter(
         load_base(base, settings.precision, device), settings.lora_rank, settings.seed
@@ -128,8 +145,8 @@ def main(*, settings: Annotated[RLHFSettings, tyro.conf.arg(name="")]) -> None:
             "device": device.type,
         }
     )
-    take_up(trainer, run, owner, settings.overwrite)
-    learn(trainer, run, owner, name, settings)
+    goes_on = take_up(trainer, run, owner, settings.overwrite)
+    learn(trainer, run, owner, name, settings, goes_on)
 
     title = f"PPO on the reward {settings.reward}, seed {settings.seed}"
     export(trainer, prompts, run, title)
@@ -147,6 +164,8 @@ def main(*, settings: Annotated[RLHFSettings, tyro.conf.arg(name="")]) -> None:
 
 LOG = Path("logs", "train.jsonl")
 CHECKPOINT = Path("checkpoints", "checkpoint.safetensors")
+ANEW = "choose another --name, or start anew with --overwrite True"
+DEVICES = re.compile(r"cpu|cuda(:\d+)?|mps")
 
 
 def ppo_settings(settings: RLHFSettings) -> PPOSettings:
@@ -190,12 +209,13 @@ def chosen_device(name: str) -> torch.device:
     """
     if name == "auto":
         return default_device()
+    refusal = f"--device {name}: no such device here; choose auto, cpu, cuda, cuda:N or mps"
+    if not DEVICES.fullmatch(name):
+        raise UserError(refusal)
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {name}: no such device here; choose auto, cpu, cuda or cuda:N"
-        ) from error
+        raise UserError(refusal) from error
 
 
 def load_prompts(path: Path | None) -> list[str]:
@@ -286,16 +306,13 @@ class Shuffled:
         return self.ids[order[index]]
 
 
-def take_up(trainer: PPO, run: Path, owner: str, overwrite: bool) -> None:
-    """Go on from the checkpoint in a run's folder, or make the folder ready for a new run.
-
-    The log is cut back to the checkpoint: the rows after it will be made once more.
+def take_up(trainer: PPO, run: Path, owner: str, overwrite: bool) -> bool:
+    """Go on from the checkpoint in a run's folder; whether there was one to go on from.
 
     Raises:
-        UserError: the folder holds another run, or a longer one.
+        UserError: the folder holds a longer run, or anything else that may not be deleted.
     """
-    checkpoint = run / CHECKPOINT
-    if (saved := load_progress(checkpoint, owner)) is not None:
+    if (saved := saved_progress(run, owner, overwrite)) is not None:
         if saved.step > trainer.settings.steps:
             raise UserError(
                 f"{run}: this run has {saved.step} steps already, {trainer.settings.steps} are "
@@ -303,19 +320,59 @@ def take_up(trainer: PPO, run: Path, owner: str, overwrite: bool) -> None:
             )
         trainer.restore(saved)
         print(f"{run}: goes on from step {saved.step}")
-    elif checkpoint.is_file() and not overwrite:
-        raise UserError(
-            f"{run}: holds a run with other settings, inputs or code; choose another --name, or "
-            "start anew with --overwrite True"
+    elif run.exists() and any(run.iterdir()) and not overwrite:
+        what = (
+            "a run with other settings, inputs or code"
+            if (run / CHECKPOINT).is_file()
+            else "files, and no checkpoint to go on from"
         )
-    else:
-        for folder in ("logs", "tb", "checkpoints", "adapter"):
-            shutil.rmtree(run / folder, ignore_errors=True)
-    write_jsonl(run / LOG, trainer.log)
+        raise UserError(f"{run}: holds {what}; {ANEW}")
+    return saved is not None
 
 
-def learn(trainer: PPO, run: Path, owner: str, name: str, settings: RLHFSettings) -> None:
-    """The remaining steps; each is logged at once, each epoch ends in a checkpoint."""
+def saved_progress(run: Path, owner: str, overwrite: bool) -> Progress | None:
+    """The checkpoint of this very run, if the folder has one.
+
+    Raises:
+        UserError: it is damaged and may not be deleted.
+    """
+    try:
+        return load_progress(run / CHECKPOINT, owner)
+    except UserError as error:
+        if overwrite:
+            return None
+        reason = first_line(error.__cause__ or error)
+        raise UserError(f"{run / CHECKPOINT}: damaged checkpoint ({reason}); {ANEW}") from error
+
+
+@contextmanager
+def cleared(folder: Path) -> Iterator[None]:
+    """Make room for a folder: what is there is deleted if the block succeeds, else put back."""
+    if not folder.exists():
+        yield
+        return
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
+    folder.rename(aside)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        raise
+    shutil.rmtree(aside)
+
+
+def learn(
+    trainer: PPO, run: Path, owner: str, name: str, settings: RLHFSettings, goes_on: bool
+) -> None:
+    """The remaining steps; each is logged at once, each epoch ends in a checkpoint.
+
+    A new run begins with a checkpoint, so that it can always go on. The log is cut back to the
+    checkpoint a run goes on from: the rows after it will be made once more.
+
+    Raises:
+        UserError: a logger does not start; what the folder held is still there.
+    """
     steps = trainer.settings.steps
     logging = open_loggers(
         run,
@@ -324,10 +381,16 @@ def learn(trainer: PPO, run: Path, owner: str, name: str, settings: RLHFSettings
         config=settings.model_dump(mode="json"),
         first_step=trainer.step + 1,
     )
-    with logging as write, progress_bar(trainer.step + 1, steps, name) as bar:
+    with ExitStack() as stack:
+        with nullcontext() if goes_on else cleared(run):
+            write = stack.enter_context(logging)
+            write_jsonl(run / LOG, trainer.log)
+            if not goes_on:
+                save_progress(run / CHECKPOINT, trainer.checkpoint(), owner)
+        bar = stack.enter_context(progress_bar(trainer.step + 1, steps, name))
         while trainer.step < steps:
             row = trainer.train_step()
-            append(run / LOG, checked(row))
+            append(run / LOG, row)
             write(row)
             advance(bar, row)
             if trainer.step % trainer.settings.checkpoint_every == 0:

@@ -12,13 +12,14 @@ from contextlib import nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shielded_recrl.explainer.lm import (
     activation,
     can_merge,
     causal_lm,
-    dropout_off,
+    decoding,
     entered_at,
     merged_for_decoding,
     pad_left,
@@ -26,7 +27,7 @@ from shielded_recrl.explainer.lm import (
     states_recorded,
     trunk,
 )
-from shielded_recrl.rl.ppo import entropy, tempered, token_logprobs
+from shielded_recrl.rl.ppo import tempered, token_logprobs
 
 
 class Rollout(NamedTuple):
@@ -69,7 +70,7 @@ class Rollout(NamedTuple):
             self.mask[rows, columns],
             self.response[rows, response],
             self.ended[rows],
-            self.request[rows.cpu()],
+            self.request[rows],
             self.logp[rows, response],
         )
 
@@ -129,8 +130,8 @@ class Engine(Protocol):
         active: Sequence[int],
         uniforms: Tensor,
         temperature: float,
-    ) -> tuple[Rollout, Scores | None]:
-        """Sample one response a prompt.
+    ) -> Rollout:
+        """Sample one response a prompt, in the order of the prompts.
 
         Args:
             model: a PEFT model.
@@ -139,42 +140,68 @@ class Engine(Protocol):
             uniforms: one number in [0, 1) for each token that may be drawn, float64 [n, t] on the
                 CPU: the only source of randomness.
             temperature: of sampling.
-
-        Returns:
-            The responses, and their scores where engine and precision are those of training, so
-            that nothing has to be computed again.
         """
 
 
 class TransformersEngine:
     """Decoding by the model that is trained, its adapter merged where that is exact enough."""
 
-    def __init__(self, tokenizer, merge: bool = True, compile: bool = False):
+    def __init__(self, tokenizer, merge: bool = True, compile: bool = False, batch_size: int = 128):
         """
         Args:
             tokenizer: gives the padding and end-of-text ids.
             merge: decode with the adapter merged into fp32 weights.
             compile: compile the decoding step and replay it as a CUDA graph.
+            batch_size: responses that are decoded together, at the most; those of prompts of
+                similar length are.
         """
-        self.tokenizer, self.merge = tokenizer, merge
+        self.tokenizer, self.merge, self.batch_size = tokenizer, merge, batch_size
         self.decoder = Decoder(compile)
 
     def __call__(self, model, prompts, active, uniforms, temperature):
         """See `Engine`."""
+        order = torch.tensor([len(prompt) for prompt in prompts]).argsort(stable=True)
         merge = self.merge and can_merge(model)
         with merged_for_decoding(model) if merge else nullcontext():
-            rollout, scores = sample(
-                model,
-                prompts,
-                self.tokenizer,
-                uniforms,
-                temperature,
-                active=active,
-                decoder=self.decoder,
-            )
-        # In 16 bits a cached pass and a whole one differ by percents of a probability.
-        exact = not merge and causal_lm(model).dtype == torch.float32
-        return rollout, scores if exact else None
+            parts = [
+                sample(
+                    model,
+                    [prompts[row] for row in rows],
+                    self.tokenizer,
+                    uniforms[rows],
+                    temperature,
+                    active=[active[row] for row in rows],
+                    decoder=self.decoder,
+                )
+                for rows in order.split(self.batch_size)
+            ]
+        return joined(parts, order, self.tokenizer.pad_token_id)
+
+
+def joined(parts: Sequence[Rollout], order: Tensor, pad: int) -> Rollout:
+    """One rollout of several, padded to common lengths.
+
+    Args:
+        parts: rollouts, one after the other.
+        order: where each of their rows belongs, [n].
+        pad: padding id.
+    """
+    prompts = [part.ids.shape[1] - part.response.shape[1] for part in parts]
+    longest = max(part.response.shape[1] for part in parts)
+
+    def padded(part: Rollout, width: int) -> Rollout:
+        right = longest - part.response.shape[1]
+        both = (max(prompts) - width, right)
+        return part._replace(
+            ids=F.pad(part.ids, both, value=pad),
+            mask=F.pad(part.mask, both),
+            response=F.pad(part.response, (0, right)),
+            logp=F.pad(part.logp, (0, right)),
+        )
+
+    whole = [padded(part, width) for part, width in zip(parts, prompts, strict=True)]
+    back = order.argsort()
+    return Rollout(*(torch.cat(column)[back] for column in zip(*whole, strict=True)))
 
 
 class Decoder:
@@ -191,7 +218,11 @@ class Decoder:
         """
         self.compile = compile
         self._compiled: dict[int, nn.Module] = {}
-        self._caches: dict[tuple[int, int], object] = {}
+        self._kept: tuple[tuple[int, int], object] | None = None
+
+    def length(self, needed: int) -> int:
+        """Positions of cache and mask for as many tokens."""
+        return -(-needed // self.ROUND) * self.ROUND if self.compile else needed
 
     def cache(self, lm: nn.Module, rows: int, length: int):
         """An empty static cache; compiled code needs the same one at the same address again."""
@@ -199,10 +230,9 @@ class Decoder:
 
         if not self.compile:
             return StaticCache(config=lm.config, max_cache_len=length)
-        length = -(-length // self.ROUND) * self.ROUND
-        if (rows, length) not in self._caches:
-            self._caches[rows, length] = StaticCache(config=lm.config, max_cache_len=length)
-        cache = self._caches[rows, length]
+        if self._kept is None or self._kept[0] != (rows, length):
+            self._kept = (rows, length), StaticCache(config=lm.config, max_cache_len=length)
+        cache = self._kept[1]
         cache.reset()
         return cache
 
@@ -226,7 +256,7 @@ def sample(
     top_p: float = 1.0,
     active: Sequence[int] | None = None,
     decoder: Decoder | None = None,
-) -> tuple[Rollout, Scores | None]:
+) -> Rollout:
     """Sample one response a prompt; stops early when all have ended.
 
     Args:
@@ -238,25 +268,20 @@ def sample(
         top_p: nucleus threshold; 1 samples from the whole distribution.
         active: tokens of each prompt that an activated adapter acts on; all of them by default.
         decoder: see `Decoder`.
-
-    Returns:
-        The responses, and what the model made of them while it wrote them (None where the decoder
-        is compiled: replayed passes overwrite their states).
     """
     device = next(trunk(model).parameters()).device
     ids, mask = (tensor.to(device) for tensor in pad_left(prompts, tokenizer.pad_token_id))
     lm, decoder, uniforms = causal_lm(model), decoder or Decoder(), uniforms.to(device)
     active = list(map(len, prompts)) if active is None else list(active)
     (rows, width), longest = ids.shape, uniforms.shape[1]
-    cache = decoder.cache(lm, rows, width + longest)
-    mask = torch.cat([mask, mask.new_zeros(rows, longest)], dim=1)
+    length = decoder.length(width + longest)
+    cache = decoder.cache(lm, rows, length)
+    mask = torch.cat([mask, mask.new_zeros(rows, length - width)], dim=1)
     alive = torch.ones(rows, dtype=torch.bool, device=device)
-    tokens, logps, entropies = [], [], []
+    tokens, logps = [], []
     step_ids, step_positions = ids, positions(mask[:, :width])
     # A step of decoding is one token, the last: counts beyond it are cut to it.
-    recorded = nullcontext([]) if decoder.compile else states_recorded(model)
-    # Blocks in training mode with gradient checkpointing would leave the cache unread.
-    with dropout_off(model), activation(model, active), recorded as states:
+    with decoding(model), activation(model, active):
         for step in range(longest):
             logits = decoder(
                 lm,
@@ -265,26 +290,26 @@ def sample(
                 position_ids=step_positions,
                 past_key_values=cache,
             )
-            logits = nucleus(tempered(logits, temperature), top_p)[:, None]
-            drawn = draw(logits[:, 0], uniforms[:, step])
+            logits = nucleus(tempered(logits, temperature), top_p)
+            drawn = draw(logits, uniforms[:, step])
+            logps.append(token_logprobs(logits[:, None], drawn, 1.0))
             drawn = torch.where(alive[:, None], drawn, tokenizer.pad_token_id)
             tokens.append(drawn)
-            logps.append(token_logprobs(logits, drawn, 1.0))
-            entropies.append(entropy(logits, 1.0))
             mask[:, width + step] = alive
             step_ids, step_positions = drawn, step_positions[:, -1:] + 1
             alive = alive & (drawn[:, 0] != tokenizer.eos_token_id)
             if not alive.any():
                 break
-    ids, mask = torch.cat([ids, *tokens], dim=1), mask[:, : width + len(tokens)]
+    mask = mask[:, : width + len(tokens)]
     response = mask[:, width:].float()
-    # Outside of a nucleus padding has the log-probability -inf, which no product makes 0.
-    logp = torch.cat(logps, dim=1).masked_fill(response == 0, 0)
-    rollout = Rollout(ids, mask, response, ~alive, torch.tensor(active), logp)
-    if not states:
-        return rollout, None
-    hidden = torch.stack([state[:, -1].float() for state in states], dim=1)
-    return rollout, Scores(logp, torch.cat(entropies, dim=1) * response, hidden)
+    return Rollout(
+        ids=torch.cat([ids, *tokens], dim=1),
+        mask=mask,
+        response=response,
+        ended=~alive,
+        request=torch.tensor(active),
+        logp=torch.cat(logps, dim=1) * response,
+    )
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -332,13 +357,26 @@ def response_logits(
         logits [n, t, vocabulary] and hidden states [n, t, d].
     """
     t = rollout.response.shape[1]
+    with states_recorded(model) as states:
+        output = _whole_pass(model, causal_lm(model), rollout, entry, logits_to_keep=t + 1)
+    return output.logits[:, :-1], states[0][:, -t - 1 : -1]
+
+
+def response_states(
+    model: nn.Module, rollout: Rollout, entry: tuple[int, Tensor] | None = None
+) -> Tensor:
+    """The hidden states of `response_logits` alone, [n, t, d]."""
+    output = _whole_pass(model, trunk(model), rollout, entry)
+    return output.last_hidden_state[:, -rollout.response.shape[1] - 1 : -1]
+
+
+def _whole_pass(model: nn.Module, part: nn.Module, rollout: Rollout, entry, **options):
     begin = nullcontext() if entry is None else entered_at(model, *entry)
-    with activation(model, rollout.request + t), states_recorded(model) as states, begin:
-        output = causal_lm(model)(
+    with activation(model, rollout.request + rollout.response.shape[1]), begin:
+        return part(
             input_ids=rollout.ids,
             attention_mask=rollout.mask,
             position_ids=positions(rollout.mask),
             use_cache=False,
-            logits_to_keep=t + 1,
+            **options,
         )
-    return output.logits[:, :-1], states[0][:, -t - 1 : -1]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from shielded_recrl.markdown import in_cell
 from shielded_recrl.rl.rewards.base import TOTAL, Reward
 from shielded_recrl.rl.rollout import decode, sample
 from shielded_recrl.rl.text import words
@@ -58,7 +59,7 @@ def say(
     asked = [prompts[index % len(prompts)] for index in range(TEXTS)]
     uniforms = np.random.default_rng([seed, 0, STREAM]).random((TEXTS, max_new_tokens))
     with nullcontext() if adapter else model.disable_adapter():
-        rollout, _ = sample(
+        rollout = sample(
             model,
             [tokenizer(prompt)["input_ids"] for prompt in asked],
             tokenizer,
@@ -80,7 +81,7 @@ def figures(said: Said) -> dict[str, str]:
         "mean reward": f"{sum(said.rewards) / count:.2f}",
         "mean words": f"{sum(len(words(text)) for text in said.responses) / count:.1f}",
         "distinct texts": f"{len(set(said.responses)) / count:.0%}",
-        "commonest sentence": cell(f"{sentence} ({most / count:.0%} of texts)"),
+        "commonest sentence": in_cell(f"{sentence} ({most / count:.0%} of texts)"),
     }
 
 
@@ -103,14 +104,5 @@ def page(title: str, before: Said, after: Said) -> str:
     lines += [f"| {name} | {old[name]} | {new[name]} |" for name in old]
     lines += ["", f"The first {SHOWN}:", "", "| prompt | before | after |", "|---|---|---|"]
     rows = zip(before.prompts, before.responses, after.responses, strict=True)
-    lines += [f"| {' | '.join(map(cell, row))} |" for row in list(rows)[:SHOWN]]
+    lines += [f"| {' | '.join(map(in_cell, row))} |" for row in list(rows)[:SHOWN]]
     return "\n".join(lines) + "\n"
-
-
-def cell(text: str) -> str:
-    """Text as a cell of a Markdown table, on one line.
-
-    >>> cell("a | b\\n c")
-    'a \\\\| b c'
-    """
-    return " ".join(text.split()).replace("|", "\\|")

@@ -24,7 +24,7 @@ class RewardSettings(Settings):
     click: float = Field(0.05, ge=0, description="Weight of the modelled click probability.")
     repetition: float = Field(0.1, ge=0, description="Penalty on repeated trigrams.")
     toxicity: float = Field(0.0, ge=0, description="Penalty on offensive texts; 0 loads no scorer.")
-    target_words: int = Field(18, ge=1, description="Words at which the length reward saturates.")
+    target_words: int = Field(20, ge=1, description="Words at which the length reward saturates.")
 
 
 class PPOSettings(Settings):
@@ -36,16 +36,19 @@ class PPOSettings(Settings):
         1, ge=1, description="Micro batches in a batch of rollouts, over all GPUs."
     )
     mini_batches: int = Field(1, ge=1, description="Optimizer steps in a pass over a batch.")
-    epochs: int = Field(2, ge=1, description="Passes over a batch of rollouts.")
+    epochs: int = Field(4, ge=1, description="Passes over a batch of rollouts.")
     learning_rate: float = Field(3e-3, gt=0, description="Adam learning rate of the adapter.")
     kl_weight: float = Field(
-        0.05, ge=0, description="Weight of the per-token KL to the base inside the reward."
+        0.01, ge=0, description="Weight of the per-token KL to the base inside the reward."
     )
     kl_target: float | None = Field(
         None, gt=0, description="KL per token that kl_weight is steered to; null keeps it fixed."
     )
     kl_horizon: int = Field(
-        10_000, ge=1, description="Responses over which the steered kl_weight may double."
+        10_000,
+        ge=1,
+        description="Responses over which the steered kl_weight changes by 20% at the most; no "
+        "less than a batch.",
     )
     rollout_temperature: float = Field(
         1.0, gt=0, description="Temperature of training rollouts, also of the scored policy."
@@ -79,6 +82,9 @@ class PPOSettings(Settings):
     )
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="What samples the rollouts."
+    )
+    rollout_batch: int = Field(
+        128, ge=1, description="Responses decoded together; sorted by the length of their prompts."
     )
     merge_rollouts: bool = Field(
         True, description="Decode with the adapter merged, where the base has fp32 weights."

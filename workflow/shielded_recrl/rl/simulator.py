@@ -4,9 +4,9 @@
 
 Relevance comes from validation interactions, which no training prompt names; quality from claims
 checked against the whole catalogue. Quality and reward value the same things in an explanation,
-length, form and supported claims, and measure them differently. Draws are keyed by (seed, user,
-item, position), so two policies that show the same items differ by their texts alone (common
-random numbers).
+length, form and supported claims; both count distinct bigrams and copied n-grams with `rl.text`,
+the rest they measure differently. Draws are keyed by (seed, user, item, position), so two policies
+that show the same items differ by their texts alone (common random numbers).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csc_array
@@ -21,7 +22,7 @@ from scipy.sparse import csc_array
 from shielded_recrl.explainer.prompts import Item, Request, short_title
 from shielded_recrl.ranker.data import Splits
 from shielded_recrl.rl.settings import SimulatorSettings
-from shielded_recrl.rl.text import WORD, distinct_share, echo_share, words
+from shielded_recrl.rl.text import distinct_share, echo_share, words, written_as_names
 
 # Words at which the length factor of quality reaches 1 - 1/e.
 LENGTH_SCALE = 6.0
@@ -29,9 +30,8 @@ CLAIMS = 3
 # Share of quality a text keeps that makes no claim at all.
 UNGROUNDED = 0.25
 ECHO_WORDS = 6
-# What may stand between the end of a sentence and the first word of the next, and what ends one.
-OPENING = " \t\n\"'“‘(["
-ENDING = ("", ".", "!", "?", ":")
+
+Phrase = tuple[str, ...]
 
 
 class ClaimIndex:
@@ -72,57 +72,61 @@ class ClaimIndex:
         return found
 
 
-def written_as_names(text: str) -> list[bool]:
-    """Whether each word of a text begins with a capital that no new sentence asks for.
+def supported_claims(named: set[Phrase], request: Request) -> set[Phrase]:
+    """Those of the claims that hold: titles of item and history, categories of the item, and those
+    of a title of the history that is named as well."""
+    titles = {_title(item) for item in _items(request)}
+    told = [request.about, *(item for item in request.history if _title(item) in named)]
+    return named & (titles | {tuple(words(name)) for item in told for name in item.categories})
 
-    >>> written_as_names("It is fun. Next: more like It")
-    [False, False, False, False, False, False, True]
+
+class Judgement(NamedTuple):
+    """What the simulator makes of one text.
+
+    Attributes:
+        quality: in [0, 1).
+        claims: distinct claims of the text.
+        supported: how many of them item and history support.
     """
-    return [
-        match[0][0].isupper() and text[: match.start()].rstrip(OPENING)[-1:] not in ENDING
-        for match in WORD.finditer(text)
-    ]
+
+    quality: float
+    claims: int
+    supported: int
 
 
-def supported_phrases(request: Request) -> set[tuple[str, ...]]:
-    """What an honest text may name: titles and categories of the item and of the history."""
-    items = (request.about, *request.history)
-    phrases = {tuple(words(short_title(item))) for item in items}
-    return phrases | {tuple(words(name)) for item in items for name in item.categories}
+def judge(text: str, request: Request, index: ClaimIndex) -> Judgement:
+    """Claims of a text, and its quality.
 
+    Quality saturates in length and falls with repetition, echo and unsupported claims:
 
-def claim_counts(text: str, request: Request, index: ClaimIndex) -> tuple[int, int]:
-    """Distinct claims that a text makes, and how many of them item and history support."""
-    tokens = words(text)
-    named, supported = _claims(tokens, index.spans(tokens, written_as_names(text)), request)
-    return len(named), len(supported)
+        length * distinct * (1 - echo) * (1 - listed) * precision
+            * (UNGROUNDED + (1 - UNGROUNDED) * grounded),
 
-
-def quality(text: str, request: Request, index: ClaimIndex) -> float:
-    """Quality in [0, 1): saturates in length, falls with repetition, echo and unsupported claims.
-
-    length * distinct * (1 - echo) * (1 - listed) * precision
-        * (UNGROUNDED + (1 - UNGROUNDED) * grounded),
-
-    where grounded is the number of supported claims over CLAIMS, at most 1, and listed the share
-    of neighbouring claims with no word between them, once three stand in a row: two names may meet
-    at a comma, but a list of names is no explanation. An empty text has quality 0.
+    where grounded is the number of supported claims over CLAIMS, at most 1, and at most 1 / CLAIMS
+    for a text that does not name its item; listed is the share of neighbouring claims with no word
+    between them, once three stand in a row: two names may meet at a comma, but a list of names is
+    no explanation. An empty text has quality 0.
     """
     tokens = words(text)
     if not tokens:
-        return 0.0
-    spans = index.spans(tokens, written_as_names(text))
-    claims, supported = _claims(tokens, spans, request)
+        return Judgement(0.0, 0, 0)
+    own = {title[0] for title in map(_title, _items(request)) if len(title) == 1}
+    spans = index.spans(tokens, written_as_names(text, own))
+    claims = {tuple(tokens[start:end]) for start, end in spans}
+    supported = supported_claims(claims, request)
     touching = [left[1] == right[0] for left, right in pairwise(spans)]
     three_in_a_row = any(map(all, pairwise(touching)))
     listed = sum(touching) / len(touching) if three_in_a_row else 0.0
     precision = len(supported) / len(claims) if claims else 1.0
-    grounded = min(len(supported), CLAIMS) / CLAIMS
+    about = _title(request.about)
+    most = CLAIMS if not about or about in claims else 1
+    grounded = min(len(supported), most) / CLAIMS
     titles = [short_title(item) for item in (*request.history, request.about)]
     saturation = 1 - math.exp(-len(tokens) / LENGTH_SCALE)
     echo = echo_share(tokens, [*titles, *request.about.categories], ECHO_WORDS)
     honest = distinct_share(tokens, 2) * (1 - echo) * (1 - listed) * precision
-    return saturation * honest * (UNGROUNDED + (1 - UNGROUNDED) * grounded)
+    value = saturation * honest * (UNGROUNDED + (1 - UNGROUNDED) * grounded)
+    return Judgement(value, len(claims), len(supported))
 
 
 def relevance(splits: Splits, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -181,9 +185,9 @@ def click_rates(probabilities: np.ndarray, draws: np.ndarray) -> np.ndarray:
     return (draws < probabilities[:, None]).mean(axis=1)
 
 
-def _claims(
-    tokens: Sequence[str], spans: Sequence[tuple[int, int]], request: Request
-) -> tuple[set[tuple[str, ...]], set[tuple[str, ...]]]:
-    """Distinct phrases named at the spans, and those of them that are supported."""
-    named = {tuple(tokens[start:end]) for start, end in spans}
-    return named, named & supported_phrases(request)
+def _items(request: Request) -> tuple[Item, ...]:
+    return (request.about, *request.history)
+
+
+def _title(item: Item) -> Phrase:
+    return tuple(words(short_title(item)))

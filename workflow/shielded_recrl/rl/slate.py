@@ -16,11 +16,10 @@ from shielded_recrl.rl.rollout import decode, sample
 from shielded_recrl.rl.settings import EvaluationSettings, SamplingSettings
 from shielded_recrl.rl.simulator import (
     ClaimIndex,
-    claim_counts,
     click_draws,
     click_probability,
     click_rates,
-    quality,
+    judge,
     relevance,
     user_bias,
 )
@@ -85,7 +84,7 @@ class Slate:
         for start in range(0, len(self.requests), GENERATION_BATCH):
             batch = self.requests[start : start + GENERATION_BATCH]
             size = (len(batch), explanation_tokens)
-            rollout, _ = sample(
+            rollout = sample(
                 model,
                 [request.prompt for request in batch],
                 self.tokenizer,
@@ -99,14 +98,15 @@ class Slate:
 
     def measure(self, texts: list[str]) -> dict[str, np.ndarray]:
         """Quality, click probability, click rate, words, claims and supported claims of each text."""
-        pairs = list(zip(texts, self.requests, strict=True))
-        qualities = np.array([quality(text, request, self.index) for text, request in pairs])
-        counts = np.array([claim_counts(text, request, self.index) for text, request in pairs])
+        judged = [
+            judge(text, request, self.index)
+            for text, request in zip(texts, self.requests, strict=True)
+        ]
         return {
-            **self.clicks(qualities),
+            **self.clicks(np.array([one.quality for one in judged])),
             "words": np.array([len(words(text)) for text in texts]),
-            "claims": counts[:, 0],
-            "supported": counts[:, 1],
+            "claims": np.array([one.claims for one in judged]),
+            "supported": np.array([one.supported for one in judged]),
         }
 
     def clicks(self, qualities: np.ndarray) -> dict[str, np.ndarray]:

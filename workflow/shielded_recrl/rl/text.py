@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+# What may stand between the end of a sentence and the first word of the next, and what ends one.
+OPENING = " \t\n\"'“‘(["
+ENDING = ("", ".", "!", "?", ":")
 
 
 def words(text: str) -> list[str]:
@@ -14,7 +17,26 @@ def words(text: str) -> list[str]:
     >>> words("It's Dragon Song, vol. 2!")
     ["it's", 'dragon', 'song', 'vol', '2']
     """
-    return WORD.findall(text.lower())
+    # Lowering first could break a word: "İ" becomes two characters.
+    return [word.lower() for word in WORD.findall(text)]
+
+
+def written_as_names(text: str, known: Collection[str] = ()) -> list[bool]:
+    """Whether each word of a text begins with the capital of a name.
+
+    At the head of a sentence a capital may be the sentence's; only words `known` to be names get the
+    benefit of the doubt.
+
+    >>> written_as_names("It is fun. Next: more like It")
+    [False, False, False, False, False, False, True]
+    >>> written_as_names("Heat is fun. Next: more", known={"heat"})
+    [True, False, False, False, False]
+    """
+    return [
+        match[0][0].isupper()
+        and (match[0].lower() in known or text[: match.start()].rstrip(OPENING)[-1:] not in ENDING)
+        for match in WORD.finditer(text)
+    ]
 
 
 def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor, nn
+from transformers import set_seed
 
+from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import default_device, load_base
 from shielded_recrl.explainer.init import save_adapter
 from shielded_recrl.explainer.lm import load_adapter
@@ -97,6 +99,8 @@ def main(
         loggers: tensorboard, wandb (offline, unless WANDB_MODE says otherwise); those that
             RECRL_LOGGERS names by default, else tensorboard.
     """
+    # A reward may draw from the global generators; NumPy's takes 32 bits.
+    set_seed(seed % 2**32)
     ranks = join()
     serving = Serving.load(data, base, templates, prompt, roles, roles_seed)
     model = load_adapter(load_base(base, precision, default_device()), adapter, trainable=True)
@@ -114,6 +118,7 @@ def main(
             "inputs": {name: sha256(path) for name, path in inputs.items() if path is not None},
             "settings": [s.model_dump() for s in (prompt, roles, settings, shield)],
             "run": [dataset, variant, explanation_tokens, precision, roles_seed, seed],
+            "machine": [ranks.world, default_device().type],
         }
     )
     trainer = PPO(
@@ -126,7 +131,9 @@ def main(
         seed=seed,
         shield=load_shield(shield, model, serving, head, bases, seed),
         probe=Drift(model, head, serving, settings.drift_users, shield.kind),
-        engine=rollout_engine(settings, base, model, serving.prompts.tokenizer, precision),
+        engine=rollout_engine(
+            settings, base, model, serving.prompts.tokenizer, precision, ranks.world
+        ),
         ranks=ranks,
     )
     snapshots: dict[str, Tensor] = {}
@@ -249,11 +256,21 @@ class Drift:
 
 
 def rollout_engine(
-    settings: RLSettings, base: Path, model: nn.Module, tokenizer, precision: Precision
+    settings: RLSettings,
+    base: Path,
+    model: nn.Module,
+    tokenizer,
+    precision: Precision,
+    world: int,
 ) -> Engine | None:
     """The engine a run asks for; None for the trainer's own."""
     if settings.engine == "transformers":
         return None
+    if world > 1:
+        raise UserError(
+            "rl.engine: vllm and several processes would load a base each on one GPU; take one of "
+            "the two: resources.gpu 1, or rl.engine transformers"
+        )
     from shielded_recrl.rl.vllm_engine import VLLMEngine
 
     return VLLMEngine(base, model, tokenizer, precision)

@@ -50,6 +50,7 @@ from shielded_recrl.rl.ppo import (
     whiten,
 )
 from shielded_recrl.rl.rewards.base import Reward
+from shielded_recrl.rl.rewards.base import checked as component
 from shielded_recrl.rl.rollout import (
     Engine,
     Place,
@@ -68,6 +69,9 @@ from shielded_recrl.shield.ranking_shield import RankingShield
 SAMPLING, MINI_BATCHES = 1, 2
 # What comes with the rewards of a batch and is no component.
 UNNAMED = ("total", "words")
+# The study has a key for each setting, the plain loop flags for some.
+LOWER_RATE = "lower the learning rate (rl.learning_rate or --learning-rate)"
+LOWER_VALUE_RATE = f"{LOWER_RATE}, or rl.value_learning_rate in the study"
 
 
 class Prompts(NamedTuple):
@@ -148,7 +152,7 @@ class PPO:
         self.prompts, self.reward, self.probe = prompts, reward, probe
         self.max_new_tokens, self.ranks = max_new_tokens, ranks or Ranks()
         self.engine = engine or TransformersEngine(
-            tokenizer, settings.merge_rollouts, settings.compile
+            tokenizer, settings.merge_rollouts, settings.compile, settings.rollout_batch
         )
         self.batch = settings.micro_batch * settings.gradient_accumulation
         if self.batch % self.ranks.world:
@@ -160,6 +164,11 @@ class PPO:
             raise UserError(
                 f"rl.mini_batches: a batch of {self.batch} responses cannot be split into "
                 f"{settings.mini_batches} mini batches; choose at most {self.batch}"
+            )
+        if settings.kl_target is not None and settings.kl_horizon < self.batch:
+            raise UserError(
+                f"rl.kl_horizon: {settings.kl_horizon} is less than a batch of {self.batch} "
+                "responses, so that the KL weight would jump; raise it"
             )
         switch_off_dropout(model)
         self.parameters = adapter_parameters(model, model.active_adapter)
@@ -194,7 +203,8 @@ class PPO:
         began = time.perf_counter()
         trajectory, row = self.generate_trajectory()
         row |= self.ppo_step(trajectory)
-        if self.settings.kl_target is not None:
+        self.ranks.agree(self.trained.values())
+        if self.settings.kl_target is not None and row["updates"] > 0:
             self.kl_weight = next_kl_weight(
                 self.kl_weight,
                 row["kl"],
@@ -215,34 +225,50 @@ class PPO:
         """The generator of one stream of this step."""
         return np.random.default_rng([self.seed, self.step, stream])
 
-    def sample(self) -> tuple[Rollout, Scores | None, dict[str, Tensor]]:
-        """This rank's responses, their scores where they came with them, and their rewards [n]."""
+    def sample(self) -> tuple[Rollout, dict[str, Tensor]]:
+        """This rank's responses, and their rewards [n] with the words of each.
+
+        Raises:
+            UserError: not as many prompts as the batch has, or a reward that is not as `Reward` says.
+        """
         mine = slice(self.ranks.rank, None, self.ranks.world)
-        ids, active, context = (part[mine] for part in self.prompts(self.step))
+        asked = self.prompts(self.step)
+        if {len(part) for part in asked} != {self.batch}:
+            raise UserError(
+                f"prompts: {[len(part) for part in asked]} ids, counts and contexts at step "
+                f"{self.step + 1}, expected {self.batch} of each"
+            )
+        ids, active, context = (part[mine] for part in asked)
         uniforms = torch.from_numpy(self.rng(SAMPLING).random((self.batch, self.max_new_tokens)))
-        rollout, scores = self.engine(
+        rollout = self.engine(
             self.model, ids, active, uniforms[mine], self.settings.rollout_temperature
         )
         texts = decode(rollout, self.tokenizer)
-        asked = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        rewards = dict(self.reward(asked, texts, context))
+        prompts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        rewards = dict(self.reward(prompts, texts, context))
+        if "total" not in rewards or "words" in rewards:
+            raise UserError(
+                f"reward: gives {', '.join(rewards) or 'nothing'}; expected `total` and components "
+                "of other names than `words`"
+            )
         for name, values in rewards.items():
+            component(name, values, len(texts))
             self.require_finite(
                 values, f"reward {name!r}", "mend the reward, or what it is computed from", texts
             )
         rewards["words"] = torch.tensor([float(len(words(text))) for text in texts])
-        return rollout, scores, {name: x.to(rollout.ids.device) for name, x in rewards.items()}
+        return rollout, {name: x.to(rollout.ids.device) for name, x in rewards.items()}
 
     def generate_trajectory(self) -> tuple[Trajectory, dict[str, float]]:
         """Sample responses, score them, and estimate advantages; with figures for the log."""
         settings, total = self.settings, self.ranks.total
-        rollout, scores, rewards = self.sample()
+        rollout, rewards = self.sample()
         mask = rollout.response
         penalty = settings.missing_eos_penalty * (~rollout.ended).float()
         reference, entry = self.refer(rollout)
-        policy, live = (scores, None) if scores is not None else self.score(rollout, entry)
+        policy, live = self.score(rollout, entry)
         with torch.no_grad():
-            values = self.values(rollout, policy.hidden)
+            values = self.values(rollout, policy.hidden, entry)
             rewarded = token_rewards(
                 rewards["total"] - penalty, policy.logp, reference, mask, self.kl_weight
             )
@@ -297,15 +323,16 @@ class PPO:
         row: dict[str, float] = {}
         updates = 0
         for epoch in range(settings.epochs):
-            for rows in self.mini_batches(epoch):
+            for index, rows in enumerate(self.mini_batches(epoch)):
                 self.optimizer.zero_grad()
                 means = self.policy_gradient(trajectory, rows)
                 trajectory = trajectory._replace(live=None)
                 self.ranks.add_gradients(parameters)
+                where = f" (epoch {epoch + 1}, mini batch {index + 1})"
                 self.require_finite(
                     torch.tensor(means["policy_loss"]),
-                    "policy loss",
-                    "lower rl.learning_rate or rl.log_ratio_bound",
+                    f"policy loss{where}",
+                    f"{LOWER_RATE}, or rl.log_ratio_bound in the study",
                 )
                 if settings.kl_stop is not None and means["approx_kl"] > settings.kl_stop:
                     self.optimizer.zero_grad()
@@ -313,8 +340,9 @@ class PPO:
                 norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
                 self.require_finite(
                     norm,
-                    "gradient norm",
-                    "lower rl.learning_rate or choose a wider explainer.precision",
+                    f"gradient norm{where}",
+                    f"{LOWER_RATE}, or hold the base in a wider precision (explainer.precision or "
+                    "--precision)",
                 )
                 self.optimizer.step()
                 updates += 1
@@ -337,7 +365,7 @@ class PPO:
             if trajectory.live is not None:
                 logp = trajectory.live[at]
             else:
-                logp = self.evaluate(batch, self.entry(trajectory.entry, place)).logp
+                logp = self.logprobs(batch, self.entry(trajectory.entry, place))[0]
             loss, clipped = policy_loss(
                 logp,
                 trajectory.logp[at],
@@ -365,7 +393,7 @@ class PPO:
             for place in rollout.micro_batches(size):
                 batch, at = rollout.at(place), (place.rows, place.response)
                 loss, clipped = value_loss(
-                    self.critic(batch, trajectory.hidden[at]),
+                    self.critic(batch, trajectory.hidden[at], self.entry(trajectory.entry, place)),
                     trajectory.values[at],
                     trajectory.returns[at],
                     batch.response,
@@ -377,7 +405,7 @@ class PPO:
             value, clipped = (self.ranks.total(sums) / count).tolist()
             norm = nn.utils.get_total_norm([weight.grad for weight in parameters])
             for what, figure in (("loss", torch.tensor(value)), ("gradient norm", norm)):
-                self.require_finite(figure, f"value {what}", "lower rl.value_learning_rate")
+                self.require_finite(figure, f"value {what}", LOWER_VALUE_RATE)
             self.value_optimizer.step()
         return {"value_loss": value, "value_clip_share": clipped}
 
@@ -387,7 +415,7 @@ class PPO:
         places = rollout.micro_batches(self.settings.micro_batch)
         recorded = inputs_recorded(self.model, self.first_block)
         with self.model.disable_adapter(), recorded as entering:
-            logps = [self.evaluate(rollout.at(place)).logp for place in places]
+            logps = [self.logprobs(rollout.at(place))[0] for place in places]
         logp = assembled(logps, [(p.rows, p.response) for p in places], rollout.response.shape[1])
         if self.first_block == 0:
             return logp, None
@@ -404,43 +432,39 @@ class PPO:
         keep = (
             len(places) == 1 and settings.mini_batches == 1 and self.step >= settings.value_warmup
         )
-        with torch.set_grad_enabled(keep):
-            parts = [
-                self.evaluate(rollout.at(place), self.entry(entry, place), entropies=True)
-                for place in places
-            ]
-            at = [(place.rows, place.response) for place in places]
-            scores = Scores(
-                *(
-                    assembled(part, at, rollout.response.shape[1])
-                    for part in zip(*parts, strict=True)
-                )
-            )
-        return Scores(*(part.detach() for part in scores)), scores.logp if keep else None
+        parts = []
+        for place in places:
+            batch = rollout.at(place)
+            with torch.set_grad_enabled(keep):
+                logp, logits, hidden = self.logprobs(batch, self.entry(entry, place))
+            spread = entropy(logits.detach(), settings.rollout_temperature) * batch.response
+            parts.append(Scores(logp, spread, hidden.detach()))
+        at = [(place.rows, place.response) for place in places]
+        t = rollout.response.shape[1]
+        scores = Scores(*(assembled(part, at, t) for part in zip(*parts, strict=True)))
+        return scores._replace(logp=scores.logp.detach()), scores.logp if keep else None
 
-    def evaluate(
-        self,
-        rollout: Rollout,
-        entry: tuple[int, Tensor] | None = None,
-        entropies: bool = False,
-    ) -> Scores:
-        """Scores of a rollout's tokens under the model as it is switched now, 0 on padding."""
+    def logprobs(
+        self, rollout: Rollout, entry: tuple[int, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities [n, t] under the model as it is switched now, 0 on padding; logits
+        [n, t, v] and hidden states [n, t, d]."""
         logits, hidden = response_logits(self.model, rollout, entry)
-        temperature, mask = self.settings.rollout_temperature, rollout.response
-        logp = token_logprobs(logits, rollout.tokens, temperature) * mask
-        with torch.no_grad():
-            spread = entropy(logits, temperature) * mask if entropies else mask
-        return Scores(logp, spread, hidden.float())
+        logp = token_logprobs(logits, rollout.tokens, self.settings.rollout_temperature)
+        return logp * rollout.response, logits, hidden.float()
 
     def entry(self, entry: Tensor | None, place: Place) -> tuple[int, Tensor] | None:
         """Where a pass over a micro batch may begin."""
         return None if entry is None else (self.first_block, entry[place.rows, place.columns])
 
     @torch.no_grad()
-    def values(self, rollout: Rollout, hidden: Tensor) -> Tensor:
+    def values(self, rollout: Rollout, hidden: Tensor, entry: Tensor | None) -> Tensor:
         """V [n, t] as the critic sees it now, 0 on padding."""
         places = rollout.micro_batches(self.settings.micro_batch)
-        parts = [self.critic(rollout.at(p), hidden[p.rows, p.response]) for p in places]
+        parts = [
+            self.critic(rollout.at(p), hidden[p.rows, p.response], self.entry(entry, p))
+            for p in places
+        ]
         at = [(place.rows, place.response) for place in places]
         return assembled(parts, at, rollout.response.shape[1]) * rollout.response
 
@@ -465,10 +489,11 @@ class PPO:
         where = ""
         if texts:
             row = int((~finite).nonzero()[0, 0])
-            where = f", response {row} of the batch ({texts[row][:60]!r})"
+            place = row * self.ranks.world + self.ranks.rank
+            where = f", response {place} of the batch ({texts[row][:60]!r})"
         raise UserError(
             f"rl: the {what} is not finite at step {self.step + 1}{where}; {mend}; "
-            "the last checkpoint is whole, and the next start goes on from it"
+            "the next start goes on from the last checkpoint, where there is one"
         )
 
     def checkpoint(self) -> Progress:

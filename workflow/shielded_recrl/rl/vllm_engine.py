@@ -89,7 +89,7 @@ class VLLMEngine:
         active: Sequence[int],
         uniforms: Tensor,
         temperature: float,
-    ) -> tuple[Rollout, None]:
+    ) -> Rollout:
         """See `Engine`; row i of `uniforms` makes the seed of response i."""
         self.calls += 1
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
@@ -105,7 +105,7 @@ class VLLMEngine:
         device = next(model.parameters()).device
         fields = padded(prompts, [output.outputs[0] for output in outputs], pad, eos)
         fields = {name: tensor.to(device) for name, tensor in fields.items()}
-        return Rollout(**fields, request=torch.tensor(active)), None
+        return Rollout(**fields, request=torch.tensor(active))
 
 
 def engine_options(

@@ -293,13 +293,13 @@ class RankingShield:
             )
         if self.penalty is not None:
             with torch.enable_grad():
-                loss = self.penalty.loss(self.step)
-                if not torch.isfinite(loss):
-                    raise UserError(
-                        f"shield: the penalty is not finite at optimizer step {self.step + 1}; "
-                        "lower shield.penalty or the learning rate"
-                    )
-                loss.backward()
+                self.penalty.loss(self.step).backward()
+            grads = [weight.grad for weight in self._weights if weight.grad is not None]
+            if not all(bool(torch.isfinite(grad).all()) for grad in grads):
+                raise UserError(
+                    "shield: the gradient with the penalty is not finite at optimizer step "
+                    f"{self.step + 1}; lower shield.penalty or the learning rate"
+                )
         if self.constraint is not None:
             self.constraint.project_gradients()
 

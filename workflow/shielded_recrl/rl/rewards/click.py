@@ -8,8 +8,10 @@ A probability, not a draw, so it adds no noise to the reward. It follows the exa
     A = sigmoid(INTERCEPT + bias(u) + relevance(u, i) + FEATURES features + SIMILARITY similarity)
 
 with bias(u) ~ N(0, BIAS_SCALE) a function of the user alone, and relevance the standardised score
-of the ranker. The evaluation measures clicks with another model, of another form, other features
-and other draws, which no training module can reach.
+of the ranker. The evaluation's simulator, which no training module can reach, is another model:
+its form, its relevance (from other users' interactions), its index of claims and its draws are its
+own. Both take distinct bigrams and copied n-grams from `rl.text`, and both biases are N(0, 0.3) by
+default, drawn independently.
 """
 
 from __future__ import annotations

@@ -86,9 +86,10 @@ class Preference:
 
 
 class LengthPenalty:
-    """`length_penalty` in [0, 1]: 0 up to `target` words, 1 from twice as many, linear between.
+    """`length_penalty` in [0, 1]: 0 from 1 to `target` words, 1 from twice as many, linear between.
 
-    A penalty: give it a negative weight.
+    A text without a word costs 1, too, or saying nothing would be the way to be short. A penalty:
+    give it a negative weight.
     """
 
     def __init__(self, target: int):
@@ -108,4 +109,5 @@ class LengthPenalty:
     ) -> dict[str, Tensor]:
         """`length_penalty`, float32 [n]."""
         counts = torch.tensor([len(words(text)) for text in responses], dtype=torch.float32)
-        return {"length_penalty": (counts / self.target - 1).clamp(0, 1)}
+        penalty = (counts / self.target - 1).clamp(0, 1)
+        return {"length_penalty": penalty.masked_fill(counts == 0, 1.0)}

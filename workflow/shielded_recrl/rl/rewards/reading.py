@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from shielded_recrl.explainer.prompts import Item, Request, short_title
-from shielded_recrl.rl.text import words
+from shielded_recrl.rl.text import words, written_as_names
 
 # English function words: prose has at least a fifth of them, a list of keywords has none.
 FUNCTION_WORDS = frozenset(
@@ -44,18 +44,29 @@ class ClaimIndex:
             for phrase in names_of(item)
             if not FUNCTION_WORDS.issuperset(phrase)
         }
+        categories = {tuple(words(name)) for item in items for name in item.categories}
+        self.words = {phrase for phrase in self.phrases - categories if len(phrase) == 1}
         sizes: dict[str, set[int]] = {}
         for phrase in self.phrases:
             sizes.setdefault(phrase[0], set()).add(len(phrase))
         self._sizes = {first: sorted(found, reverse=True) for first, found in sizes.items()}
 
-    def find(self, tokens: Sequence[str]) -> list[Span]:
-        """Claims as spans [start, end), left to right; of two that begin together, the longer."""
+    def find(self, tokens: Sequence[str], as_names: Sequence[bool] | None = None) -> list[Span]:
+        """Claims as spans [start, end), left to right; of two that begin together, the longer.
+
+        Args:
+            tokens: words of a text.
+            as_names: whether each is written as a name; a title of one word, such as "May", is
+                found only where it is. All are by default.
+        """
         spans, start = [], 0
         while start < len(tokens):
             for size in self._sizes.get(tokens[start], ()):
                 end = start + size
-                if end <= len(tokens) and tuple(tokens[start:end]) in self.phrases:
+                phrase = tuple(tokens[start:end])
+                if phrase in self.words and as_names is not None and not as_names[start]:
+                    continue
+                if end <= len(tokens) and phrase in self.phrases:
                     spans.append((start, end))
                     start = end
                     break
@@ -90,12 +101,12 @@ class Reading:
 
 def read(text: str, request: Request, index: ClaimIndex) -> Reading:
     """Take one response apart."""
-    tokens = tuple(words(text))
-    spans = tuple(index.find(tokens))
+    tokens, known = tuple(words(text)), evidence(request)
+    # "Heat is fun" names the film Heat where the text is about it; "Fans" names no film Fans.
+    as_names = written_as_names(text, {phrase[0] for phrase in known if len(phrase) == 1})
+    spans = tuple(index.find(tokens, as_names))
     claims = frozenset(tokens[start:end] for start, end in spans)
-    return Reading(
-        tokens, text.rstrip().endswith(SENTENCE_ENDS), spans, claims, claims & evidence(request)
-    )
+    return Reading(tokens, text.rstrip().endswith(SENTENCE_ENDS), spans, claims, claims & known)
 
 
 def evidence(request: Request) -> frozenset[Phrase]:
