@@ -61,7 +61,7 @@ def last_block_linears(model: nn.Module) -> list[str]:
 
 @contextmanager
 def activation(model: nn.Module, tokens: Sequence[int]) -> Iterator[None]:
-    """Let an activated adapter (Greenewald et al. 2025) act on the last `tokens[i]` tokens of row i.
+    """Let an activated adapter (Greenewald et al. 2025) act on the last tokens[i] tokens of row i.
 
     Outside of this block it acts on none. Any other adapter acts on all tokens, here and there.
     """
@@ -261,7 +261,8 @@ def can_merge(model: nn.Module) -> bool:
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     embedding = causal_lm(model).get_input_embeddings().weight
     return bool(layers) and all(
-        adapter not in layer.lora_variant
+        not layer.disable_adapters
+        and adapter not in layer.lora_variant
         and not layer.lora_bias.get(adapter, False)
         and (weight := layer.get_base_layer().weight).dtype == torch.float32
         and weight is not embedding
@@ -273,8 +274,8 @@ def save_memory(model: nn.Module) -> None:
     """Gradient checkpointing (Chen et al. 2016): recompute a block's activations going backward.
 
     Only the blocks themselves go into training mode, which is when transformers checkpoints; what
-    is in them stays in evaluation mode, and dropout of their own is set to 0. A block is recomputed with the
-    adapter it ran with, whichever is active by then.
+    is in them stays in evaluation mode, and dropout of their own is set to 0. A block is recomputed
+    with the adapter it ran with, whichever is active by then.
     """
 
     def contexts():

@@ -101,7 +101,7 @@ def figure(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
         found = any(one.found for group in paths.values() for one in group)
         handles = _handles(style, found)
-        columns = min(len(handles), 2 * len(titles) + 1)
+        columns = min(len(handles), 2 * len(titles))
         drawn.legend(handles=handles, loc="outside lower center", ncols=columns)
     return drawn
 

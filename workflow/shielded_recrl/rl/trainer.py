@@ -229,7 +229,7 @@ class PPO:
         """This rank's responses, and their rewards [n] with the words of each.
 
         Raises:
-            UserError: not as many prompts as the batch has, or a reward that is not as `Reward` says.
+            UserError: not as many prompts as the batch has, or a reward unlike `Reward`.
         """
         mine = slice(self.ranks.rank, None, self.ranks.world)
         asked = self.prompts(self.step)

@@ -35,7 +35,7 @@ INSTEAD = "see docs/rl.md, or take rl.engine transformers"
 
 
 class VLLMEngine:
-    """An `Engine` that hands the adapter to vLLM; its rollouts come without scores."""
+    """An `Engine` that hands the adapter to vLLM."""
 
     def __init__(
         self,
