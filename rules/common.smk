@@ -24,9 +24,7 @@ except UserError as error:
 
 DOWNLOADS = yaml.safe_load(Path(workflow.basedir, "resources/checksums.yaml").read_text())
 STUDY = Study(CONFIG, DOWNLOADS)
-prepare_environment(os.environ)
-# Where training reports while it goes on changes no result, so it is no param of a rule.
-os.environ["RECRL_LOGGERS"] = " ".join(CONFIG.resources.loggers)
+prepare_environment(os.environ, CONFIG.resources.loggers)
 
 # `resources: gpu` limits nothing without a cap: here it is the number of GPUs, where there are any.
 if count_gpus() and "gpu" not in workflow.resource_settings.resources:

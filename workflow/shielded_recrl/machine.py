@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -30,8 +30,13 @@ class ResourceSettings(Settings):
     )
 
 
-def prepare_environment(environment: MutableMapping[str, str]) -> None:
+def prepare_environment(
+    environment: MutableMapping[str, str], loggers: Sequence[str] = ("tensorboard",)
+) -> None:
     """Let jobs find this Python and the library, and keep their threads from fighting.
+
+    Where training reports while it goes on changes no result, so it reaches jobs by the environment
+    and is no param of a rule.
 
     An activated conda environment still goes before this Python. Waiting threads that spin slow
     the neighbouring jobs several times over.
@@ -42,6 +47,7 @@ def prepare_environment(environment: MutableMapping[str, str]) -> None:
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
     environment["TOKENIZERS_PARALLELISM"] = "false"
     environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    environment["RECRL_LOGGERS"] = " ".join(loggers)
     environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
 
 
