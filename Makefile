@@ -62,7 +62,7 @@ dev: .venv/dev.stamp ## add what tests and lint need
 check: lint test ## lint and the whole test suite
 
 test: dev ## run the whole test suite
-	$(RUN) pytest
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadfile
 
 lint: dev ## formatting and lint of Python and Snakemake files
 	$(RUN) ruff format --check .

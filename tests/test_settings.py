@@ -5,6 +5,7 @@ import pkgutil
 import shlex
 import types
 import typing
+from pathlib import Path
 
 import pytest
 import tyro
@@ -91,6 +92,9 @@ def plain(kind, bounds):
             allow_nan=False,
             allow_infinity=False,
         )
+    if kind is Path:
+        paths = plain(str, bounds).map(Path)
+        return paths.filter(lambda path: str(path) != "None" and not str(path).startswith("-"))
     assert kind is str
     # `None` is how flags say nothing; a leading dash would read as a flag.
     return st.text(

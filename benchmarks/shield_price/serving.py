@@ -383,6 +383,7 @@ def peak_memory(shape: Shape, precision: str, batch: int, name: str) -> int:
     """
     tiny, mode = SHAPES["tiny"], MODES[name]
     mode.serve(build(tiny, precision, mode.models), prompt(tiny, batch, 0), Watch())
+    _reset_peak()
     before = _resident("VmRSS")
     models = build(shape, precision, mode.models)
     _reset_peak()

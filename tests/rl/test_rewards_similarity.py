@@ -109,3 +109,19 @@ def test_tokens_without_an_embedding_are_refused():
 
 def test_a_catalogue_of_nothing():
     assert Similarity([Item("", (), "")], TOKENIZER, EMBEDDINGS)([HONEST], [REQUEST]).item() == 0.0
+
+
+def test_a_vector_does_not_depend_on_what_it_is_computed_with():
+    """To the last bit: a resumed run has an empty cache and computes other items together."""
+    generator = torch.Generator().manual_seed(3)
+    wide = torch.randn(len(TOKENIZER), 96, generator=generator)
+    names = [f"{a} {b}" for a in ("Runic", "Neon", "Desert", "Iron") for b in HONEST.split()]
+    items = [Item(name, ("Fantasy", "Cooking")[: 1 + i % 2], "") for i, name in enumerate(names)]
+    similarity = Similarity(items, TOKENIZER, wide)
+    together = similarity.item_vectors(items)
+    for size in (1, 3, 7):
+        similarity._cache.clear()
+        for start in range(0, len(items), size):
+            alone = similarity.item_vectors(items[start : start + size])
+            similarity._cache.clear()
+            assert all(torch.equal(alone[item], together[item]) for item in alone)

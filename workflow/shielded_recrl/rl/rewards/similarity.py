@@ -127,11 +127,13 @@ class Similarity:
         )["input_ids"]
 
     def _units(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        means = self._means(rows)
-        rest = means - torch.outer(means @ self.common, self.common)
+        # In double, and row by row: a matrix product would round by the rows it is made with, and a
+        # resumed run, whose cache is empty, makes it with others.
+        means, common = self._means(rows).double(), self.common.double()
+        rest = means - (means * common).sum(dim=1, keepdim=True) * common
         # What is left of a text along the common direction alone is rounding, not meaning.
         empty = rest.norm(dim=1) <= 1e-5 * means.norm(dim=1)
-        return normalize(rest, dim=1).masked_fill(empty[:, None], 0.0)
+        return normalize(rest, dim=1).masked_fill(empty[:, None], 0.0).float()
 
     def _means(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """SIF-weighted means [n, d] of token embeddings; 0 for a row without tokens."""
