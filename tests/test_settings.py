@@ -62,8 +62,10 @@ def other(name, field, value):
         return st.just(1)  # It has to divide the width.
     if isinstance(value, BaseModel):
         return instances(type(value))
-    if name == "revision":
-        return st.none() | st.text("0123456789abcdef", min_size=40, max_size=40)
+    for rule in field.metadata:
+        if pattern := getattr(rule, "pattern", None):
+            words = st.from_regex(pattern, fullmatch=True, alphabet=st.characters(codec="ascii"))
+            return st.none() | words.filter(lambda text: text != "None")
     if typing.get_origin(annotation) is typing.Literal:
         return st.sampled_from(typing.get_args(annotation))
     arguments = typing.get_args(annotation)
