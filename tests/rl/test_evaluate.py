@@ -26,9 +26,9 @@ from shielded_recrl.rl.evaluate import (
     set_adapter,
     text_report,
 )
+from shielded_recrl.rl.evaluation.slate import Slate
 from shielded_recrl.rl.rewards.base import Composite
 from shielded_recrl.rl.settings import EvaluationSettings
-from shielded_recrl.rl.slate import Slate
 
 CPU = torch.device("cpu")
 SETTINGS = EvaluationSettings(users=5, items_per_user=2, sessions=20, bootstrap=50)

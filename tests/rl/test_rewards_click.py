@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shielded_recrl.rl.evaluation.simulator import user_bias as simulated_bias
 from shielded_recrl.rl.rewards.click import BIAS_SCALE, click_probability, user_bias
-from shielded_recrl.rl.simulator import user_bias as simulated_bias
 
 PLAIN = {
     "coherence": 0.8,

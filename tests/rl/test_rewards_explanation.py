@@ -18,7 +18,7 @@ from shielded_recrl.explainer.pretrain import train_tokenizer
 from shielded_recrl.explainer.prompts import Item, Request, short_title
 from shielded_recrl.explainer.texts import load_styles, write
 from shielded_recrl.provenance import import_closure
-from shielded_recrl.rl import simulator
+from shielded_recrl.rl.evaluation import simulator
 from shielded_recrl.rl.rewards import explanation
 from shielded_recrl.rl.rewards.explanation import (
     coherence,
@@ -263,7 +263,7 @@ def test_the_reward_rises_with_the_gold_quality_it_does_not_know():
 @pytest.mark.parametrize("module", sorted(path.stem for path in PACKAGE.glob("[!_]*.py")))
 def test_no_reward_can_reach_the_simulator(module):
     closure = import_closure(f"shielded_recrl.rl.rewards.{module}")
-    assert "shielded_recrl.rl.simulator" not in closure
+    assert "shielded_recrl.rl.evaluation.simulator" not in closure
 
 
 def test_toxicity_is_the_text_s_own_and_loaded_when_asked(monkeypatch):

@@ -12,8 +12,7 @@ from explanation_texts import CATALOGUE, HONEST, REQUEST, TRICKS, VOCABULARY
 from shielded_recrl.explainer.prompts import Item, Request
 from shielded_recrl.provenance import import_closure
 from shielded_recrl.ranker.data import Splits
-from shielded_recrl.rl.settings import SimulatorSettings
-from shielded_recrl.rl.simulator import (
+from shielded_recrl.rl.evaluation.simulator import (
     LENGTH_SCALE,
     UNGROUNDED,
     ClaimIndex,
@@ -24,6 +23,7 @@ from shielded_recrl.rl.simulator import (
     relevance,
     user_bias,
 )
+from shielded_recrl.rl.settings import SimulatorSettings
 from shielded_recrl.rl.text import words
 
 INDEX = ClaimIndex(CATALOGUE)
@@ -45,11 +45,13 @@ def quality(text: str, request: Request, index: ClaimIndex) -> float:
     ],
 )
 def test_no_training_module_can_reach_the_simulator(command):
-    assert "shielded_recrl.rl.simulator" not in import_closure(f"shielded_recrl.{command}")
+    assert "shielded_recrl.rl.evaluation.simulator" not in import_closure(
+        f"shielded_recrl.{command}"
+    )
 
 
 def test_the_evaluation_reaches_it():
-    assert "shielded_recrl.rl.simulator" in import_closure("shielded_recrl.rl.evaluate")
+    assert "shielded_recrl.rl.evaluation.simulator" in import_closure("shielded_recrl.rl.evaluate")
 
 
 @pytest.mark.parametrize("trick", TRICKS)

@@ -33,10 +33,10 @@ from shielded_recrl.explainer.lm import adapter_parameters, hidden_size, load_ad
 from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import atomic, read_jsonl, write_json, write_jsonl
 from shielded_recrl.ranker.metrics import ranking_metrics, top_k
+from shielded_recrl.rl.evaluation.slate import Slate
 from shielded_recrl.rl.rewards.base import TOTAL, Reward
 from shielded_recrl.rl.rewards.study import study_reward
 from shielded_recrl.rl.settings import EvaluationSettings, RewardSettings, SamplingSettings
-from shielded_recrl.rl.slate import Slate
 from shielded_recrl.shield.certificate import Cohort, certify, cohort_scores
 from shielded_recrl.shield.merge import certify_merged
 from shielded_recrl.shield.serving import (

@@ -12,9 +12,7 @@ import numpy as np
 import torch
 
 from shielded_recrl.explainer.prompts import Request
-from shielded_recrl.rl.rollout import decode, sample
-from shielded_recrl.rl.settings import EvaluationSettings, SamplingSettings
-from shielded_recrl.rl.simulator import (
+from shielded_recrl.rl.evaluation.simulator import (
     ClaimIndex,
     click_draws,
     click_probability,
@@ -23,6 +21,8 @@ from shielded_recrl.rl.simulator import (
     relevance,
     user_bias,
 )
+from shielded_recrl.rl.rollout import decode, sample
+from shielded_recrl.rl.settings import EvaluationSettings, SamplingSettings
 from shielded_recrl.rl.text import words
 from shielded_recrl.shield.serving import Serving, top_items
 
