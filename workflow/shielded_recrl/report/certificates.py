@@ -6,11 +6,11 @@ drift of every merge.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.markdown import in_cell
+from shielded_recrl.markdown import in_cell, table
 from shielded_recrl.report.runs import COHORTS, Run
 
 # What an adapter may be merged into, and the kinds of shield that forbid it.
@@ -67,14 +67,14 @@ def page(runs: Sequence[Run]) -> str:
             "whose prefixes bases are made, and on held-out users, who are in no basis, read-out or "
             "rollout.\n",
             *(f"{in_cell(rule)}\n" for rule in rules),
-            *_table(
+            *table(
                 ["dataset", "variant", "seed", "protected", "held out", "in one sentence"], promised
             ),
             "\n## After a merge\n",
             "The adapter merged into the base LM, served in the precision named, against the base "
             "served in the same precision. A certificate of the unmerged adapter says nothing "
             "about it: weights are rounded anew.\n",
-            *_table(
+            *table(
                 [
                     *("dataset", "variant", "seed", "merged into"),
                     *(
@@ -142,8 +142,3 @@ def _text(run: Run, key: str) -> str:
             f"{run.folder / 'certificate.json'} lacks the text {key!r}; evaluate the run again"
         )
     return text
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    ruled = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(row) + " |" for row in ruled]
