@@ -49,17 +49,24 @@ def parse(model, text):
     )
 
 
-def other(name, field, value):
-    """Valid values of a field, for models the default alone says too little about."""
-    annotation = field.annotation
-    bounds = {
+def bounds_of(rules):
+    """Those of the rules of a field that bound a number."""
+    return {
         key: getattr(bound, key)
-        for bound in field.metadata
+        for bound in rules
         for key in ("ge", "gt", "le", "lt")
         if hasattr(bound, key)
     }
+
+
+def other(name, field, value):
+    """Valid values of a field, for models the default alone says too little about."""
+    annotation = field.annotation
+    bounds = bounds_of(field.metadata)
     if name == "heads":
         return st.just(1)  # It has to divide the width.
+    if name == "scorer":
+        return st.sampled_from([value, "./a scorer"])  # A hub id has to have a revision.
     if isinstance(value, BaseModel):
         return instances(type(value))
     for rule in field.metadata:
@@ -78,6 +85,9 @@ def other(name, field, value):
 
 
 def plain(kind, bounds):
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, field = typing.get_args(kind)
+        bounds = bounds_of(field.metadata)
     if typing.get_origin(kind) is typing.Literal:
         return st.sampled_from(typing.get_args(kind))
     if kind is bool:

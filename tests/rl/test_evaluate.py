@@ -11,24 +11,26 @@ from safetensors.numpy import save_file
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_base
 from shielded_recrl.explainer.lm import adapter_parameters, load_adapter
-from shielded_recrl.rl.evaluate import (
-    PUBLISHED_RELATIVE_CTR,
-    ceiling,
+from shielded_recrl.ranker.metrics import ranking_metrics
+from shielded_recrl.rl.evaluation.proxy import ceiling, kl_between, overoptimisation, rewarded
+from shielded_recrl.rl.evaluation.ranking import (
+    people_metrics,
+    ranker_scores,
+    ranking_report,
+    rankings,
+    users_table,
+)
+from shielded_recrl.rl.evaluation.slate import SIMULATED, Slate, column
+from shielded_recrl.rl.evaluation.snapshots import (
     check_snapshots,
-    claim_report,
-    click_report,
-    kl_between,
     load_log,
     load_snapshots,
-    overoptimisation,
-    proxy,
-    rankings,
     set_adapter,
-    text_report,
 )
-from shielded_recrl.rl.evaluation.slate import Slate
+from shielded_recrl.rl.evaluation.texts import claim_report, text_report
 from shielded_recrl.rl.rewards.base import Composite
 from shielded_recrl.rl.settings import EvaluationSettings
+from shielded_recrl.shield.serving import load_states
 
 CPU = torch.device("cpu")
 SETTINGS = EvaluationSettings(users=5, items_per_user=2, sessions=20, bootstrap=50)
@@ -36,14 +38,10 @@ SETTINGS = EvaluationSettings(users=5, items_per_user=2, sessions=20, bootstrap=
 
 @pytest.fixture
 def slate(world):
-    return make_slate(world)
-
-
-def make_slate(world, **changes) -> Slate:
     serving = world.serving()
     people = np.concatenate([serving.roles.protected, serving.roles.heldout])
     scores = np.random.default_rng(0).normal(size=(len(people), serving.splits.n_items + 1))
-    return Slate(serving, scores, people, SETTINGS.model_copy(update=changes), seed=1)
+    return Slate(serving, scores, people, SETTINGS, seed=1)
 
 
 def test_a_slate_holds_the_top_unseen_items_of_heldout_users(world, slate):
@@ -88,52 +86,57 @@ def test_texts_are_measured_row_by_row(world, slate):
     assert (wrong["claims"][0], wrong["supported"][0]) == (2, 1)
 
 
+def test_both_simulators_measure_the_same_texts(slate):
+    request = slate.requests[0]
+    good = f"You may enjoy {request.about.title} since you liked {request.history[-1].title}."
+    batch = [good, *["Nothing much."] * 9]
+    measured = slate.measure(batch)
+    assert [simulator.name for simulator in slate.simulators] == ["claims", "examination"]
+    for simulator in slate.simulators:
+        pairs = zip(batch, slate.requests, strict=True)
+        qualities = np.array([simulator.judge(*pair).quality for pair in pairs])
+        assert qualities[0] > qualities[1] > 0
+        for name, expected in zip(
+            SIMULATED, (qualities, *simulator.clicks(qualities)), strict=True
+        ):
+            np.testing.assert_array_equal(measured[column(name, simulator.name)], expected)
+    # Two audiences: other relevances, other draws, and the second position is examined less.
+    assert not np.isin(slate.examination.draws, slate.claims.draws).any()
+    second = np.array([position for *_, position in slate.triples]) == 2
+    assert (slate.examination.examined[second] < 1).all()
+    assert (slate.examination.examined[~second] == 1).all()
+
+
+def test_rows_hold_what_both_simulators_measured(slate):
+    batches = {0: [""] * 10, 4: [f"You may enjoy {r.about.title}." for r in slate.requests]}
+    measured = {step: slate.measure(batch) for step, batch in batches.items()}
+    rows = slate.rows(batches, measured)
+    assert [(row["step"], row["user"], row["item"], row["position"]) for row in rows] == [
+        (step, *triple) for step in batches for triple in slate.triples
+    ]
+    assert set(rows[0]) == {
+        *("step", "user", "item", "position", "title", "categories", "history", "text"),
+        *("quality", "propensity", "clicks"),
+        *("quality_examination", "propensity_examination", "clicks_examination"),
+    }
+    for place, row in enumerate(rows[10:]):
+        assert row["text"] == batches[4][place]
+        for name in ("clicks", "quality_examination", "clicks_examination"):
+            assert row[name] == measured[4][name][place]
+
+
 def test_claims_are_looked_up_once_a_text(slate, monkeypatch):
     seen = []
-    spans = slate.index.spans
+    index = slate.claims.index
+    spans = index.spans
 
     def counted(tokens, as_names=None):
         seen.append(tokens)
         return spans(tokens, as_names)
 
-    monkeypatch.setattr(slate.index, "spans", counted)
+    monkeypatch.setattr(index, "spans", counted)
     slate.measure([f"text {'x' * place}" for place in range(10)])
     assert len(seen) == 10
-
-
-def test_click_report(slate):
-    low, high = slate.clicks(np.full(10, 0.2)), slate.clicks(np.full(10, 0.9))
-    best = slate.clicks(np.ones(10))["clicks"].mean()
-    got = click_report(slate, low, high, SETTINGS, seed=0)
-    before, after = low["clicks"].mean(), high["clicks"].mean()
-    assert before < after <= best
-    assert (got["before"], got["after"]) == (before, after)
-    assert got["relative"] == pytest.approx(after / before)
-    assert got["attainable"] == pytest.approx(best / before)
-    assert got["lift_share"] == pytest.approx((after - before) / (best - before))
-    assert got["relative_low"] <= got["relative"] <= got["relative_high"]
-    empty = slate.clicks(np.zeros(10))["clicks"].mean()
-    assert got["from_empty"] == pytest.approx(best / empty)
-    # On the scale of lift_share: the texts' own relative CTR would lie at their own share.
-    assert got["published_share"] == pytest.approx(
-        (PUBLISHED_RELATIVE_CTR - 1) / (got["attainable"] - 1)
-    )
-    assert (got["relative"] - 1) / (got["attainable"] - 1) == pytest.approx(got["lift_share"])
-    same = click_report(slate, low, low, SETTINGS, seed=0)
-    assert (same["relative"], same["relative_low"], same["relative_high"]) == (1.0, 1.0, 1.0)
-    assert (same["lift_share_low"], same["lift_share_high"]) == (0.0, 0.0)
-
-
-def test_a_simulator_that_ignores_quality_is_reported(world):
-    """quality_weight 0 is allowed: relative CTR is 1, and there is no lift to have a share of."""
-    settings = SETTINGS.model_copy(update={"quality_weight": 0.0})
-    slate = make_slate(world, quality_weight=0.0)
-    low, high = slate.clicks(np.zeros(10)), slate.clicks(np.full(10, 0.9))
-    got = click_report(slate, low, high, settings, seed=0)
-    assert got["relative"] == got["attainable"] == got["from_empty"] == 1.0
-    assert got["lift_share"] is None
-    assert got["published_share"] is None
-    json.dumps(got, allow_nan=False)
 
 
 def test_text_report_by_hand():
@@ -265,21 +268,25 @@ def test_the_proxy_is_the_total_reward_of_each_text(slate):
         first = [
             len(text) + 100 * request.item for text, request in zip(responses, context, strict=True)
         ]
+        click = [request.user / 100 for request in context]
         known = [
             request.about.title in prompt for prompt, request in zip(prompts, context, strict=True)
         ]
         return {
             "first": torch.tensor(first, dtype=torch.float32),
             "known": torch.tensor(known, dtype=torch.float32),
+            "click": torch.tensor(click, dtype=torch.float32),
         }
 
     batch = [f"text {'x' * place}" for place in range(10)]
-    got = proxy(Composite([reward], {"first": 0.5, "known": -2.0}), batch, slate)
+    got = rewarded(Composite([reward], {"first": 0.5, "known": -2.0}), batch, slate)
     items = [request.item for request in slate.requests]
     np.testing.assert_array_equal(
-        got, [0.5 * (len(t) + 100 * i) - 2 for t, i in zip(batch, items, strict=True)]
+        got["reward"], [0.5 * (len(t) + 100 * i) - 2 for t, i in zip(batch, items, strict=True)]
     )
-    assert got.dtype == np.float64
+    # A component without a weight, such as the click model here, is read all the same.
+    np.testing.assert_allclose(got["reward_click"], slate.users / 100, rtol=1e-6)
+    assert got["reward"].dtype == got["reward_click"].dtype == np.float64
 
 
 def test_penalties_do_not_raise_the_ceiling():
@@ -308,6 +315,53 @@ def test_rankings_name_role_and_position(world):
     own[[0, *serving.splits.history("test", user)]] = -np.inf
     assert rows["item"].to_list() == np.argsort(-own)[:10].tolist()
     assert rows["position"].to_list() == list(range(1, 11))
+
+
+def served(world) -> tuple:
+    serving = world.serving()
+    people = np.concatenate([serving.roles.protected, serving.roles.heldout])
+    rng = np.random.default_rng(2)
+    shape = (len(people), serving.splits.n_items + 1)
+    return serving, people, {0: rng.normal(size=shape), 8: rng.normal(size=shape)}
+
+
+def test_the_ranking_is_judged_on_heldout_users(world):
+    serving, people, scores = served(world)
+    metrics = people_metrics(serving, people, scores)
+    states = load_states(world.ranker)
+    alone = people_metrics(serving, people, {0: ranker_scores(states, people)})[0]
+    heldout = np.isin(people, serving.roles.heldout)
+    got = ranking_report(metrics, alone, heldout, SETTINGS, seed=0)
+    users = people[heldout]
+    masks = [serving.splits.relevant_mask("test", users), serving.splits.seen_mask("test", users)]
+    by_hand = {step: ranking_metrics(matrix[heldout], *masks) for step, matrix in scores.items()}
+    assert got["served_before"] == pytest.approx(
+        {"ndcg@10": by_hand[0].ndcg.mean(), "hr@10": by_hand[0].hr.mean()}
+    )
+    assert got["served_after"]["ndcg@10"] == pytest.approx(by_hand[8].ndcg.mean())
+    change = by_hand[8].ndcg.mean() - by_hand[0].ndcg.mean()
+    assert got["ndcg_change"]["mean"] == pytest.approx(change)
+    assert got["ndcg_change"]["low"] < change < got["ndcg_change"]["high"]
+    products = states.test_users[users].astype(float) @ states.items.T.astype(float)
+    assert got["ranker"]["ndcg@10"] == pytest.approx(ranking_metrics(products, *masks).ndcg.mean())
+
+
+def test_every_user_has_a_row(world):
+    serving, people, scores = served(world)
+    metrics = people_metrics(serving, people, scores)
+    table = users_table(serving, people, metrics)
+    assert table.schema == {
+        "user": pl.Int32,
+        "role": pl.String,
+        **dict.fromkeys(("ndcg_before", "ndcg_after", "hr_before", "hr_after"), pl.Float64),
+    }
+    assert table["user"].to_list() == people.tolist()
+    roles = dict(table.select("user", "role").iter_rows())
+    assert {u for u, role in roles.items() if role == "protected"} == set(serving.roles.protected)
+    assert {u for u, role in roles.items() if role == "heldout"} == set(serving.roles.heldout)
+    assert table["ndcg_before"].to_list() == metrics[0].ndcg.tolist()
+    assert table["hr_after"].to_list() == metrics[8].hr.tolist()
+    assert not table["ndcg_before"].equals(table["ndcg_after"])
 
 
 def test_snapshots_are_read_in_order(tmp_path):

@@ -100,6 +100,7 @@ def test_the_files_of_a_run(out):
         "evaluation.json",
         "explanations.jsonl",
         "rankings.parquet",
+        "users.parquet",
         "snapshots.safetensors",
         "summary.json",
         "train.jsonl",
@@ -184,7 +185,8 @@ def test_the_evaluation_agrees_with_its_rows(out):
     rows = pl.DataFrame(read_jsonl(out / "run" / "explanations.jsonl"))
     assert set(rows.columns) == {
         *("step", "user", "item", "position", "title", "categories", "history", "text"),
-        *("quality", "propensity"),
+        *("quality", "propensity", "clicks"),
+        *("quality_examination", "propensity_examination", "clicks_examination"),
     }
     assert len(rows) == 3 * 5 * 2
     means = rows.group_by("step").agg(pl.col("quality").mean()).sort("step")["quality"]

@@ -1,7 +1,9 @@
-"""The click simulator: common random numbers, formulas by hand, and nothing to be gained by tricks."""
+"""The first click simulator: common random numbers, formulas by hand, and nothing to be gained by tricks."""
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +14,13 @@ from explanation_texts import CATALOGUE, HONEST, REQUEST, TRICKS, VOCABULARY
 from shielded_recrl.explainer.prompts import Item, Request
 from shielded_recrl.provenance import import_closure
 from shielded_recrl.ranker.data import Splits
+from shielded_recrl.rl.evaluation.base import click_draws, click_rates, standardised
 from shielded_recrl.rl.evaluation.simulator import (
     LENGTH_SCALE,
     UNGROUNDED,
     ClaimIndex,
-    click_draws,
+    ClaimsSimulator,
     click_probability,
-    click_rates,
     judge,
     relevance,
     user_bias,
@@ -33,25 +35,35 @@ def quality(text: str, request: Request, index: ClaimIndex) -> float:
     return judge(text, request, index).quality
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "rl.train",
-        "rl.rewards.explanation",
-        "shield.bases",
-        "shield.readout",
-        "explainer.pretrain",
-        "ranker.train",
-    ],
-)
-def test_no_training_module_can_reach_the_simulator(command):
-    assert "shielded_recrl.rl.evaluation.simulator" not in import_closure(
-        f"shielded_recrl.{command}"
-    )
+RULES = Path(__file__).resolve().parents[2] / "rules"
+EVALUATION = "shielded_recrl.rl.evaluation"
+# Commands that measure what was trained; nothing is trained on what they write.
+MEASURES = re.compile(r"shielded_recrl\.(rl\.evaluate|(audit|report|explain)\b.*)")
 
 
-def test_the_evaluation_reaches_it():
-    assert "shielded_recrl.rl.evaluation.simulator" in import_closure("shielded_recrl.rl.evaluate")
+def behind_rules() -> set[str]:
+    """Modules whose code a rule names as its own."""
+    texts = [path.read_text() for path in sorted(RULES.glob("*.smk"))]
+    return {name for text in texts for name in re.findall(r'code_digest\("([\w.]+)"\)', text)}
+
+
+def reached(module: str) -> set[str]:
+    return {name for name in import_closure(module) if name.startswith(EVALUATION)}
+
+
+def test_no_training_command_can_reach_the_held_out_evaluation():
+    training = {name for name in behind_rules() if not MEASURES.fullmatch(name)}
+    names = ("data.prepare", "ranker.train", "explainer.pretrain", "shield.bases", "rl.train")
+    assert {f"shielded_recrl.{name}" for name in names} <= training
+    rewards = {f"shielded_recrl.rl.rewards.{name}" for name in ("study", "click", "explanation")}
+    for module in sorted(training | rewards | {"shielded_recrl.rl.rlhf"}):
+        assert reached(module) == set(), module
+
+
+def test_the_evaluation_reaches_all_of_it():
+    folder = Path(__file__).resolve().parents[2] / "workflow/shielded_recrl/rl/evaluation"
+    modules = {f"{EVALUATION}.{path.stem}" for path in folder.glob("*.py")}
+    assert modules - {f"{EVALUATION}.__init__"} < reached("shielded_recrl.rl.evaluate")
 
 
 @pytest.mark.parametrize("trick", TRICKS)
@@ -264,6 +276,31 @@ def test_the_user_bias():
     assert user_bias(5, 0.6, 7) == pytest.approx(2 * values[5])
     assert user_bias(5, 0.3, 8) != values[5]
     assert user_bias(5, 0.0, 7) == 0.0
+
+
+def test_the_simulator_puts_its_parts_together():
+    world = splits([[3], [1, 2], [1], [3]], [[1], [], [], []], 5)
+    triples = [(1, 2, 1), (1, 4, 2)]
+    chosen = SimulatorSettings(sessions=30, relevance_weight=2.0, quality_weight=0.5)
+    audience = ClaimsSimulator(CATALOGUE, world, triples, chosen, seed=7)
+    bias = user_bias(1, 0.3, 7)
+    for weight in (0.5, 0.0, 3.0):
+        got = audience.clicks(np.array([0.25, 0.75]), weight)
+        expected = [2.0 + weight * 0.25 + bias, -2.0 + weight * 0.75 + bias]
+        assert got.probability == pytest.approx([1 / (1 + math.exp(-x)) for x in expected])
+        np.testing.assert_array_equal(
+            got.rate, click_rates(got.probability, click_draws(triples, 30, 7))
+        )
+    own = audience.clicks(np.array([0.25, 0.75]))
+    np.testing.assert_array_equal(
+        own.probability, audience.probability(np.array([0.25, 0.75]), 0.5)
+    )
+    assert audience.judge(HONEST, REQUEST) == judge(HONEST, REQUEST, INDEX)
+
+
+def test_standardised_by_hand():
+    assert standardised(np.array([1, 2, 3])).tolist() == pytest.approx([-(1.5**0.5), 0, 1.5**0.5])
+    assert standardised(np.array([2.0, 2.0])).tolist() == [0.0, 0.0]
 
 
 def splits(rows: list[list[int]], valid: list[list[int]], n_items: int) -> Splits:

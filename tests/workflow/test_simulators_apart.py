@@ -9,7 +9,7 @@ from shielded_recrl.provenance import import_closure
 pytestmark = pytest.mark.slow
 
 EVALUATION = "shielded_recrl.rl.evaluation"
-COMMAND = re.compile(r"python -m shielded_recrl\.(\w+) (\w+)|\$python -m shielded_recrl\.(\w+) (\w+)")
+COMMAND = re.compile(r"python -m shielded_recrl\.(\w+) (\w+)")
 TRAINED = [
     f"results/rl/{dataset}/{variant}/seed-42/adapter"
     for dataset in ("books", "ml25m", "steam")
@@ -25,11 +25,7 @@ def dry_run(untouched):
 
 
 def commands(text):
-    return {
-        f"shielded_recrl.{stage}.{name}"
-        for groups in COMMAND.findall(text)
-        for stage, name in [[group for group in groups if group]]
-    }
+    return {f"shielded_recrl.{stage}.{name}" for stage, name in COMMAND.findall(text)}
 
 
 def test_commands_before_a_trained_policy_cannot_reach_a_simulator(dry_run):

@@ -1,11 +1,13 @@
-"""Bootstrap intervals over users, or over clusters of users (Efron and Tibshirani 1993, ch. 13).
+"""Intervals and tests over users, or over clusters of users.
 
-In: one or more numbers a unit. Out: an estimate with a 95% percentile interval.
+In: one or more numbers a unit. Out: an estimate with a 95% percentile bootstrap interval (Efron and
+Tibshirani 1993, ch. 13), or a p-value: of equivalence within a margin, of a paired difference, of
+several tests at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,12 +46,7 @@ def bootstrap(
     """
     columns = _checked(columns)
     if clusters is not None:
-        labels, member_of = np.unique(np.asarray(clusters), return_inverse=True)
-        if member_of.shape != (len(columns),):
-            raise ValueError(f"{len(columns)} units, but clusters of shape {member_of.shape}")
-        sums = np.zeros((len(labels), columns.shape[1]))
-        np.add.at(sums, member_of, columns)
-        columns = sums
+        columns = _cluster_sums(columns, clusters)
     rng = np.random.default_rng(seed)
     values = [
         statistic(columns[rng.integers(len(columns), size=(size, len(columns)))].sum(axis=1))
@@ -96,6 +93,112 @@ def bootstrap_means(columns: np.ndarray, resamples: int = 2000, seed: int = 0) -
     return [
         Interval(*map(float, values)) for values in zip(columns.mean(0), low, high, strict=True)
     ]
+
+
+def tost(differences: np.ndarray, margin: float) -> float:
+    """p-value that the mean of paired differences lies within (-margin, margin).
+
+    Two one-sided t-tests (Schuirmann 1987): the larger of the p-values against a mean of at most
+    -margin and of at least margin. Below 0.05, the 90% t interval lies within the margin. Without
+    any spread the mean is known: p is 0 within the margin, else 1.
+
+    Args:
+        differences: [U], one a user.
+        margin: of equivalence, in their unit.
+
+    Raises:
+        ValueError: fewer than two differences, one that is not finite, or no positive margin.
+    """
+    from scipy.stats import t
+
+    differences = _checked(np.asarray(differences, dtype=np.float64)[:, None])[:, 0]
+    units = len(differences)
+    if units < 2 or not margin > 0:
+        raise ValueError(f"TOST needs two units and a positive margin, got {units} and {margin}")
+    mean, error = differences.mean(), differences.std(ddof=1) / units**0.5
+    if np.ptp(differences) == 0:
+        return float(abs(mean) >= margin)
+    return float(t.sf((margin - abs(mean)) / error, units - 1))
+
+
+def sign_flip_test(
+    differences: np.ndarray,
+    clusters: np.ndarray | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p-value that paired differences have mean 0: a randomisation test.
+
+    Under the null the two sides of a pair may be swapped, and all pairs of a cluster together. All
+    2^clusters assignments are tried where that is no more than `resamples`; else they are drawn,
+    and the observed one counts among them (Phipson and Smyth 2010).
+
+    Args:
+        differences: [U], one a pair.
+        clusters: [U] labels; whole clusters are flipped. None: every pair is its own.
+        resamples: assignments to draw.
+        seed: of the draws.
+
+    Raises:
+        ValueError: there is no difference, or one is not finite.
+    """
+    from scipy.stats import permutation_test
+
+    values = _checked(np.asarray(differences, dtype=np.float64)[:, None])
+    sums = (values if clusters is None else _cluster_sums(values, clusters))[:, 0]
+    if not sums.any():
+        return 1.0
+    return float(
+        permutation_test(
+            (sums,),
+            lambda flipped, axis: np.abs(flipped.sum(axis=axis)),
+            permutation_type="samples",
+            alternative="greater",
+            n_resamples=resamples,
+            batch=int(_block_sizes(resamples, len(sums))[0]),
+            vectorized=True,
+            rng=np.random.default_rng(seed),
+        ).pvalue
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number (Holm 1979), in their order.
+
+    >>> holm([0.04, 0.01, 0.03])
+    [0.06, 0.03, 0.06]
+
+    Raises:
+        ValueError: a number lies outside [0, 1].
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"p-values must lie in [0, 1], got {list(p_values)}")
+    order = np.argsort(values, kind="stable")
+    steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return adjusted.tolist()
+
+
+def with_ends(name: str, interval: Interval) -> dict[str, float]:
+    """An estimate under its name, and the ends of its interval."""
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def finite_or_null(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Numbers as JSON has them: null for what is not finite."""
+    return {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
+
+
+def _cluster_sums(columns: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Sums [clusters, C] of columns [U, C]."""
+    labels, member_of = np.unique(np.asarray(clusters), return_inverse=True)
+    if member_of.shape != (len(columns),):
+        raise ValueError(f"{len(columns)} units, but clusters of shape {member_of.shape}")
+    sums = np.zeros((len(labels), columns.shape[1]))
+    np.add.at(sums, member_of, columns)
+    return sums
 
 
 def _checked(columns: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Settings of the rl stage."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -135,6 +135,25 @@ class EvaluationSettings(SimulatorSettings):
 
     users: int = Field(64, ge=2, description="Held-out users whose explanations are generated.")
     items_per_user: int = Field(2, ge=1, description="Top items explained to each of them.")
+    patience: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="Mean share of users of the second simulator who read on at each position.",
+    )
+    quality_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0.0, 0.25, 0.5, 1.0, 2.0),
+        description="Weights of explanation quality at which click rates are reported, too.",
+    )
+    calibration_bins: int = Field(
+        10, ge=1, description="Bins of equal width in the reliability of click probabilities."
+    )
+    bertscore_model: str | None = Field(
+        None,
+        min_length=1,
+        description="Local folder of a model for BERTScore, which needs the package bert-score.",
+    )
+    bertscore_layer: int = Field(17, ge=1, description="Layer of that model that is compared.")
     bootstrap: int = Field(1000, ge=10, description="Resamples of the user-clustered bootstrap.")
     alpha: float = Field(
         0.05, gt=0, lt=1, description="Risk level of the certificate's bounds for held-out users."

@@ -1,12 +1,11 @@
-"""The evaluation click simulator, which no reward and no training command may import.
+"""The click simulator `claims`, which no reward and no training command may import.
 
     P(click) = sigmoid(a * relevance + b * quality + bias(user)),   bias(user) ~ N(0, scale)
 
 Relevance comes from validation interactions, which no training prompt names; quality from claims
 checked against the whole catalogue. Quality and reward value the same things in an explanation,
 length, form and supported claims; both count distinct bigrams and copied n-grams with `rl.text`,
-the rest they measure differently. Draws are keyed by (seed, user, item, position), so two policies
-that show the same items differ by their texts alone (common random numbers).
+the rest they measure differently. `examination` is the second simulator, of another form.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from scipy.sparse import csc_array
 
 from shielded_recrl.explainer.prompts import Item, Request, short_title
 from shielded_recrl.ranker.data import Splits
+from shielded_recrl.rl.evaluation.base import Simulator, Triple, click_draws, standardised
 from shielded_recrl.rl.settings import SimulatorSettings
 from shielded_recrl.rl.text import distinct_share, echo_share, words, written_as_names
 
@@ -129,6 +129,44 @@ def judge(text: str, request: Request, index: ClaimIndex) -> Judgement:
     return Judgement(value, len(claims), len(supported))
 
 
+class ClaimsSimulator(Simulator):
+    """Users who weigh relevance, their mood, and the claims of a text in one logit."""
+
+    name = "claims"
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        splits: Splits,
+        triples: Sequence[Triple],
+        settings: SimulatorSettings,
+        seed: int,
+    ):
+        """
+        Args:
+            items: the catalogue; entry 0 is padding.
+            splits: interactions that relevance is taken from.
+            triples: (user, item, position) of what is shown.
+            settings: weights and sessions.
+            seed: of biases and draws.
+        """
+        self.index = ClaimIndex(items)
+        self.settings = settings
+        self.quality_weight = settings.quality_weight
+        self.relevance = relevance(splits, [(user, item) for user, item, _ in triples])
+        self.bias = np.array([user_bias(user, settings.bias_scale, seed) for user, *_ in triples])
+        self.draws = click_draws(triples, settings.sessions, seed)
+
+    def judge(self, text: str, request: Request) -> Judgement:
+        """Quality, claims and supported claims of a text."""
+        return judge(text, request, self.index)
+
+    def probability(self, qualities: np.ndarray, quality_weight: float) -> np.ndarray:
+        """sigmoid(a * relevance + b * quality + bias(user)), [n]."""
+        weights = self.settings.model_copy(update={"quality_weight": quality_weight})
+        return click_probability(self.relevance, qualities, self.bias, weights)
+
+
 def relevance(splits: Splits, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
     """Relevance [n] of (user, item) pairs, standardised over the pairs.
 
@@ -155,9 +193,7 @@ def relevance(splits: Splits, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
         joint = together - own[item] * own[liked]
         norm = np.sqrt((counts[item] - own[item]) * (counts[liked] - own[liked]))
         values.append(np.divide(joint, norm, out=np.zeros(len(liked)), where=norm > 0).mean())
-    values = np.array(values)
-    spread = values.std()
-    return (values - values.mean()) / spread if spread > 0 else np.zeros(len(values))
+    return standardised(np.array(values))
 
 
 def click_probability(
@@ -171,18 +207,6 @@ def click_probability(
 def user_bias(user: int, scale: float, seed: int) -> float:
     """bias(user) ~ N(0, scale), a function of seed and user alone."""
     return float(np.random.default_rng([seed, user]).normal(0, scale)) if scale else 0.0
-
-
-def click_draws(pairs: Sequence[tuple[int, int, int]], sessions: int, seed: int) -> np.ndarray:
-    """Uniform draws [n, sessions] keyed by (seed, user, item, position)."""
-    return np.stack(
-        [np.random.default_rng([seed, *map(int, pair)]).random(sessions) for pair in pairs]
-    )
-
-
-def click_rates(probabilities: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Share of sessions with a click, [n]: a click where the draw falls below P(click)."""
-    return (draws < probabilities[:, None]).mean(axis=1)
 
 
 def _items(request: Request) -> tuple[Item, ...]:

@@ -1,7 +1,7 @@
 """The slates explained to held-out users, and their simulated clicks.
 
 In: histories, roles, served scores of the untrained adapter. Out: explanations of the users' top
-items, their quality, and the clicks of the simulator.
+items, and what the simulators make of them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,8 @@ import numpy as np
 import torch
 
 from shielded_recrl.explainer.prompts import Request
-from shielded_recrl.rl.evaluation.simulator import (
-    ClaimIndex,
-    click_draws,
-    click_probability,
-    click_rates,
-    judge,
-    relevance,
-    user_bias,
-)
+from shielded_recrl.rl.evaluation.examination import ExaminationSimulator
+from shielded_recrl.rl.evaluation.simulator import ClaimsSimulator
 from shielded_recrl.rl.rollout import decode, sample
 from shielded_recrl.rl.settings import EvaluationSettings, SamplingSettings
 from shielded_recrl.rl.text import words
@@ -28,6 +21,17 @@ from shielded_recrl.shield.serving import Serving, top_items
 
 # Texts sampled at a time; the cache of keys and values grows with it.
 GENERATION_BATCH = 128
+# What a simulator says of a text, as columns of explanations.jsonl.
+SIMULATED = ("quality", "propensity", "clicks")
+
+
+def column(name: str, simulator: str) -> str:
+    """Name of a simulator's column; those of the first simulator go by their plain names.
+
+    >>> column("quality", "claims"), column("quality", "examination")
+    ('quality', 'quality_examination')
+    """
+    return name if simulator == ClaimsSimulator.name else f"{name}_{simulator}"
 
 
 class Slate:
@@ -46,8 +50,8 @@ class Slate:
             serving: histories, roles and prompts.
             scores: served scores [U, I + 1] of the untrained adapter.
             people: users of the rows of `scores`.
-            settings: simulator and sizes.
-            seed: seed of the simulator.
+            settings: simulators and sizes.
+            seed: seed of the simulators.
         """
         heldout = serving.roles.heldout
         drawn = np.random.default_rng([seed, 1]).permutation(heldout)[: settings.users]
@@ -64,11 +68,14 @@ class Slate:
             serving.request(user, item) for user, item, _ in self.triples
         ]
         self.tokenizer = serving.prompts.tokenizer
-        self.settings = settings
-        self.index = ClaimIndex(serving.prompts.items)
-        self.relevance = relevance(serving.splits, [(u, i) for u, i, _ in self.triples])
-        self.bias = np.array([user_bias(u, settings.bias_scale, seed) for u, _, _ in self.triples])
-        self.draws = click_draws(self.triples, settings.sessions, seed)
+        splits, shown = serving.splits, (self.triples, settings, seed)
+        self.claims = ClaimsSimulator(serving.prompts.items, splits, *shown)
+        self.examination = ExaminationSimulator(serving.prompts, splits, *shown)
+
+    @property
+    def simulators(self) -> tuple[ClaimsSimulator, ExaminationSimulator]:
+        """Both simulators of these triples."""
+        return self.claims, self.examination
 
     @property
     def users(self) -> np.ndarray:
@@ -97,31 +104,31 @@ class Slate:
         return texts
 
     def measure(self, texts: list[str]) -> dict[str, np.ndarray]:
-        """Quality, click probability, click rate, words, claims and supported claims of each text."""
-        judged = [
-            judge(text, request, self.index)
-            for text, request in zip(texts, self.requests, strict=True)
-        ]
-        return {
-            **self.clicks(np.array([one.quality for one in judged])),
-            "words": np.array([len(words(text)) for text in texts]),
-            "claims": np.array([one.claims for one in judged]),
-            "supported": np.array([one.supported for one in judged]),
-        }
+        """Columns [n] of a text each.
 
-    def clicks(self, qualities: np.ndarray) -> dict[str, np.ndarray]:
-        """Click probability and click rate at given qualities."""
-        probability = click_probability(self.relevance, qualities, self.bias, self.settings)
-        return {
-            "quality": qualities,
-            "propensity": probability,
-            "clicks": click_rates(probability, self.draws),
-        }
+        Words, claims and supported claims; and by each simulator, under the names of `column`:
+        quality, click probability (`propensity`) and click rate (`clicks`).
+        """
+        pairs = list(zip(texts, self.requests, strict=True))
+        columns = {"words": np.array([len(words(text)) for text in texts])}
+        for simulator in self.simulators:
+            judged = [simulator.judge(*pair) for pair in pairs]
+            qualities = np.array([one.quality for one in judged])
+            simulated = (qualities, *simulator.clicks(qualities))
+            for name, values in zip(SIMULATED, simulated, strict=True):
+                columns[column(name, simulator.name)] = values
+            if simulator is self.claims:
+                columns["claims"] = np.array([one.claims for one in judged])
+                columns["supported"] = np.array([one.supported for one in judged])
+        return columns
 
     def rows(
         self, texts: dict[int, list[str]], measured: dict[int, dict[str, np.ndarray]]
     ) -> list[dict[str, Any]]:
         """Rows of explanations.jsonl."""
+        simulated = [
+            column(name, simulator.name) for simulator in self.simulators for name in SIMULATED
+        ]
         return [
             {
                 "step": step,
@@ -132,8 +139,7 @@ class Slate:
                 "categories": list(request.about.categories),
                 "history": [past.title for past in request.history],
                 "text": text,
-                "quality": float(measured[step]["quality"][row]),
-                "propensity": float(measured[step]["propensity"][row]),
+                **{name: float(measured[step][name][row]) for name in simulated},
             }
             for step, batch in texts.items()
             for row, ((user, item, position), request, text) in enumerate(
