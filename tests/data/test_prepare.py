@@ -474,7 +474,7 @@ def test_the_raw_file_is_read_in_place(ratings, tmp_path, command):
     assert command("prepare", "--dataset", "ml25m", *words).code == 0
     assert packed.read_bytes() == before
     assert {path.name for path in out.iterdir()} == {
-        *(f"{name}.parquet" for name in NAMES),
+        *(f"{name}.parquet" for name in (*NAMES, "reviews")),
         "stats.json",
         "quarantine.jsonl",
     }

@@ -6,6 +6,7 @@ Out, in one folder:
     interactions, train, valid, test .parquet   user, item, timestamp (s), order, weight
     items.parquet   item, source_id, title, text, categories, popularity (count in train alone)
     users.parquet   user, source_id, group (null: no source here tells one)
+    reviews.parquet   user, item, split, text: what users wrote; empty where the source has none
     stats.json      rows read, dropped and why, kept; sizes; sequential; synthetic; sha256 of inputs
     quarantine.jsonl   the rows that could not be read: file, line, reason, text
 
@@ -28,6 +29,8 @@ from shielded_recrl.data import metadata as metadata_files
 from shielded_recrl.data import raw as raw_files
 from shielded_recrl.data import split as splits
 from shielded_recrl.data.quarantine import Quarantine
+from shielded_recrl.data.reviews import SCHEMA as REVIEW_SCHEMA
+from shielded_recrl.data.reviews import write_reviews
 from shielded_recrl.data.settings import PrepareSettings, require_dataset
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import atomic, sha256, write_json
@@ -98,6 +101,12 @@ def main(
         catalogue, about = _catalogue(
             dataset, items, popularity, metadata, quarantine, settings.max_bad_share
         )
+    reviews = 0
+    if raw.texts:
+        target = out / "reviews.parquet"
+        reviews = write_reviews(target, raw.texts(), users, items, frame, part)
+    else:
+        _write(out, "reviews", pl.DataFrame(schema=REVIEW_SCHEMA))
     with ThreadPoolExecutor(2) as pool:
         writes = [pool.submit(_write, out, "interactions", frame)]
         for number, name in enumerate(splits.PARTS):
@@ -135,6 +144,7 @@ def main(
         "density": kept / (len(users) * len(items)),
         "mean_per_user": kept / len(users),
         "splits": sizes,
+        "reviews": reviews,
         "metadata": about,
         "inputs": inputs,
     }

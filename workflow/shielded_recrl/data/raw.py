@@ -8,7 +8,8 @@ In: a file as its owner publishes it. Out: `RawInteractions`, columns in file or
 
 and what became of each row that is not among them. A file is read in blocks of whole lines. A block is
 parsed at once, strictly; only where that fails are its lines looked at one by one, and the bad ones
-put into quarantine. Both ways accept the same rows with the same values.
+put into quarantine. Both ways accept the same rows with the same values. The texts of reviews are
+left out of all this: `review_texts` reads them, in a pass of their own, for those who want them.
 
 Sources: Amazon reviews (JSON lines of 2014 and 2018, csv of 2023), MovieLens (ratings.csv, alone or
 in the published zip), Steam-200K (csv without header).
@@ -25,12 +26,14 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -44,6 +47,10 @@ from shielded_recrl.files import sha256
 
 COLUMNS = ("user", "item", "weight", "time")
 REVIEW = ("reviewerID", "asin", "overall", "unixReviewTime")
+TEXT = "reviewText"
+TEXT_SCHEMA = {"user": pl.String, "item": pl.String, "time": pl.Int64, "text": pl.String}
+# A review's text that is neither a string nor null.
+NO_TEXT = re.compile(rf'"{TEXT}"\s*:\s*[^"n\s]'.encode())
 RATING_2023 = ("user_id", "parent_asin", "rating", "timestamp")
 RATING_ML = ("userId", "movieId", "rating", "timestamp")
 BLOCK = 8 << 20
@@ -76,6 +83,7 @@ class RawInteractions:
         merged: rows folded into another row of the same user and item by the format itself.
         ticks: ticks of `time` in a second.
         sequential: whether the source tells an order.
+        texts: reads the file again, for the texts of its reviews; None where it has none.
     """
 
     columns: dict[str, np.ndarray]
@@ -88,6 +96,7 @@ class RawInteractions:
     merged: int = 0
     ticks: int = 1
     sequential: bool = True
+    texts: Callable[[], Iterator[pl.DataFrame]] | None = None
 
 
 class Columns:
@@ -179,8 +188,16 @@ def load_books(path: Path, quarantine: Quarantine, folder: Path) -> RawInteracti
         ahead(blocks(path, digest)), path.stat().st_size, kind, str(path), 1, quarantine
     )
     expected = f"JSON lines with {', '.join(REVIEW)}"
+    found = digest.hexdigest()
     return RawInteractions(
-        columns, kind.users, kind.items, read, str(path), expected, digest.hexdigest()
+        columns,
+        kind.users,
+        kind.items,
+        read,
+        str(path),
+        expected,
+        found,
+        texts=partial(review_texts, path, found),
     )
 
 
@@ -226,6 +243,31 @@ LOADERS: dict[str, Callable[[Path, Quarantine, Path], RawInteractions]] = {
     "ml25m": load_ml25m,
     "steam": load_steam,
 }
+
+
+def review_texts(path: Path, digest: str) -> Iterator[pl.DataFrame]:
+    """The texts in JSON lines of reviews, a block at a time.
+
+    The rows are those that `load_books` accepts; those without a text are left out.
+
+    Args:
+        path: the file.
+        digest: its sha256 when the interactions were read.
+
+    Yields:
+        user and item, as in the source, time and text of each row, in file order.
+
+    Raises:
+        UserError: the file changed since.
+    """
+    running = hashlib.sha256()
+    kind = Format(Ids(False), Ids(False), _text_block, _review_line)
+    for piece, _, table in ahead(_strictly(piece, kind) for piece in blocks(path, running)):
+        if table is None:
+            table = pl.DataFrame(_text_rows(piece), schema=TEXT_SCHEMA, orient="row")
+        yield table.select(*TEXT_SCHEMA).filter(pl.col("text") != "")
+    if running.hexdigest() != digest:
+        raise UserError(f"{path}: changed while it was being read; run again")
 
 
 class _Hashed:
@@ -530,9 +572,9 @@ def _numeric_id(text: str) -> int:
     return value
 
 
-def _review_block(lines: bytes) -> pl.DataFrame:
+def _review_block(lines: bytes, more: Mapping[str, Any] = MappingProxyType({})) -> pl.DataFrame:
     types = (pl.String, pl.String, pl.Float32, pl.Int64)
-    table = pl.read_ndjson(lines, schema=dict(zip(REVIEW, types, strict=True)))
+    table = pl.read_ndjson(lines, schema={**dict(zip(REVIEW, types, strict=True)), **more})
     for name in REVIEW[:2]:
         ids = table[name]
         # A list or an object comes as its source text, half a character as NUL, and 1e3 as 1000.
@@ -541,6 +583,28 @@ def _review_block(lines: bytes) -> pl.DataFrame:
         if odd or (digits and re.search(rf'"{name}"\s*:\s*-?\d+[.eE]'.encode(), lines)):
             raise pl.exceptions.ComputeError("such ids are read line by line")
     return table.rename(dict(zip(REVIEW, COLUMNS, strict=True)))
+
+
+def _text_block(lines: bytes) -> pl.DataFrame:
+    """The columns of a block of reviews, and their texts; null where there is none."""
+    table = _review_block(lines, {TEXT: pl.String}).rename({TEXT: "text"})
+    # As with ids: half a character comes as NUL, and what is no text as its source.
+    if table["text"].str.contains("\0", literal=True).any() or NO_TEXT.search(lines):
+        raise pl.exceptions.ComputeError("such texts are read line by line")
+    return table
+
+
+def _text_rows(piece: bytes) -> Iterator[tuple[str, str, int, str]]:
+    """User, item, time and text of the good rows of a block that have one."""
+    for line in piece.split(b"\n")[:-1]:
+        try:
+            user, item, _, time = parsed(line, _review_line)
+        except BadRow:
+            # In quarantine since the first pass.
+            continue
+        text = json.loads(line, object_pairs_hook=_first).get(TEXT)
+        if isinstance(text, str):
+            yield user, item, time, text.encode("utf-8", "replace").decode()
 
 
 def _first(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
