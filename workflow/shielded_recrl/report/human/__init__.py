@@ -1,0 +1,1 @@
+"""Which explanation readers prefer: a blinded sheet of pairs, and what the filled sheets say."""
