@@ -11,23 +11,35 @@ REPORT := results/report/report.html
 THREADS ?= 1
 RLHF := OMP_NUM_THREADS=$(THREADS) $(RUN) shielded_recrl.rl --overwrite True
 
-.PHONY: help results train_smoke train_quick train_full tensorboard env dev check test lint format schema lock clean
+.PHONY: help results report gate explain verify train_smoke train_quick train_full tensorboard env dev check test lint format schema lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 results: env ## run the whole pipeline on the embedded data
-	$(RUN) snakemake --cores $(CORES) --scheduler greedy --quiet reason host -- results/aggregate_results.csv
-	@$(MAKE) --no-print-directory $(REPORT)
+	$(RUN) snakemake --cores $(CORES) --scheduler greedy --quiet reason host
+	@$(MAKE) --no-print-directory report
 	@echo
+	@echo "report   $(REPORT) (open it in a browser; the success criteria come first)"
 	@echo "table    results/aggregate_results.csv"
+	@echo "criteria results/success_criteria.csv"
 	@echo "figures  results/report/figures/"
 	@echo "LaTeX    results/report/tables/"
-	@echo "report   $(REPORT) (open it in a browser)"
-	@echo "texts    results/report/explanations.md"
+	@echo "audits   results/audit/audit.pdf"
+	@echo "next     make explain, or make gate"
 
-$(REPORT): results/aggregate_results.csv
+report: $(REPORT) ## one HTML file with everything, of a finished run
+$(REPORT): results/manifest.json
 	$(RUN) snakemake --cores 1 --report $@ --quiet all
+
+gate: env ## fail where a gated variant breaks resources/policy.yaml
+	$(RUN) snakemake --cores $(CORES) --scheduler greedy --quiet reason host -- results/audit/passed
+
+explain: env ## pages to browse users, recommendations and explanations
+	$(RUN) shielded_recrl.explain --serve
+
+verify: env ## check results against their manifest
+	$(RUN) shielded_recrl.report.verify results
 
 train_smoke: env ## plain RLHF, 12 steps that show it runs (under 2 minutes)
 	$(RLHF) --epochs 2 --steps-per-epoch 6 --batch-size 2 --max-new-tokens 10 --learning-rate 1e-5 --kl-coef 0.1 --seed 42 --device auto --reward sentiment --name smoke

@@ -8,6 +8,9 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/ranker.smk"
@@ -33,6 +36,6 @@ wildcard_constraints:
 rule all:
     default_target: True
     input:
-        "results/aggregate_results.csv",
+        "results/manifest.json",
     message:
-        "Table, figures and LaTeX tables are up to date"
+        "Table, figures, pages and release folders are up to date"

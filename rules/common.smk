@@ -13,6 +13,7 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import PromptSettings
 from shielded_recrl.machine import count_gpus, prepare_environment
 from shielded_recrl.provenance import code_digest
+from shielded_recrl.report.settings import TableSettings
 from shielded_recrl.settings import flags, section
 from shielded_recrl.shield.settings import RoleSettings
 from shielded_recrl.study import Study

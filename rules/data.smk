@@ -1,5 +1,5 @@
 # REQUIRED INPUTS: none (embedded), a download, or the user's raw files
-# OUTPUTS: results/data/{dataset}/{interactions,train,valid,test,items,users}.parquet, stats.json, quarantine.jsonl
+# OUTPUTS: results/data/{dataset}/{interactions,train,valid,test,items,users,reviews}.parquet, stats.json, quarantine.jsonl
 
 import re
 
@@ -58,7 +58,7 @@ rule prepare:
     output:
         expand(
             "results/data/{{dataset}}/{name}.parquet",
-            name=["interactions", "train", "valid", "test", "items", "users"],
+            name=["interactions", "train", "valid", "test", "items", "users", "reviews"],
         ),
         "results/data/{dataset}/stats.json",
         "results/data/{dataset}/quarantine.jsonl",

@@ -38,17 +38,12 @@ rule evaluate_ranker:
         curve="results/ranker/{dataset}/train.jsonl",
     output:
         metrics="results/ranker/{dataset}/metrics.json",
-        card=report(
-            "results/ranker/{dataset}/card.md",
-            caption="../workflow/report/ranker_card.rst",
-            category="Ranker",
-            labels={"dataset": "{dataset}", "file": "card"},
-        ),
+        card="results/ranker/{dataset}/card.md",
         figure=report(
             "results/ranker/{dataset}/curve.svg",
             caption="../workflow/report/ranker_curve.rst",
-            category="Ranker",
-            labels={"dataset": "{dataset}", "file": "validation curve"},
+            category="3. Ranker",
+            labels={"what": "validation curve, {dataset}"},
         ),
         states="results/ranker/{dataset}/states.safetensors",
     log:

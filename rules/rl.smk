@@ -56,6 +56,7 @@ rule evaluate_policy:
         unpack(lambda w: STUDY.evaluate_inputs(w.dataset, w.variant)),
         templates=PROMPT_FILES,
         ranker="results/ranker/{dataset}/states.safetensors",
+        reviews="results/data/{dataset}/reviews.parquet",
         adapter=f"{RUN}/adapter",
         snapshots=f"{RUN}/snapshots.safetensors",
         curve=f"{RUN}/train.jsonl",
@@ -64,6 +65,7 @@ rule evaluate_policy:
         certificate=f"{RUN}/certificate.json",
         explanations=f"{RUN}/explanations.jsonl",
         rankings=f"{RUN}/rankings.parquet",
+        users=f"{RUN}/users.parquet",
     log:
         "results/logs/rl/{dataset}/{variant}/seed-{seed}/evaluate.log",
     benchmark:
@@ -89,7 +91,7 @@ rule evaluate_policy:
         "Evaluate {wildcards.variant} on {wildcards.dataset}, seed {wildcards.seed}"
     shell:
         "python -m shielded_recrl.rl evaluate --data results/data/{wildcards.dataset} "
-        "--ranker {input.ranker} --base {params.base} {params.shield} "
+        "--ranker {input.ranker} --base {params.base} {params.shield} --reviews {input.reviews} "
         "--templates {params.templates} --run results/rl/{wildcards.dataset}/{wildcards.variant}/"
         "seed-{wildcards.seed} --dataset {wildcards.dataset} --variant {wildcards.variant} "
         "--seed {wildcards.seed} --roles-seed {params.roles_seed} {params.lengths} "

@@ -126,3 +126,7 @@ def test_interval_and_test_agree_on_a_clear_difference():
     shifted = FLAT + 0.03
     assert paired_bootstrap(shifted).low > 0
     assert sign_flip_test(shifted, resamples=999) < 0.01
+
+
+def test_one_cluster_shows_nothing():
+    assert sign_flip_test(np.array([1.0, 2.0]), np.array([7, 7])) == 1.0

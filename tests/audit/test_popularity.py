@@ -5,8 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import entropy
 
-from shielded_recrl.audit.popularity import concentration, gini, long_tail, per_user
+from shielded_recrl.audit import popularity
+from shielded_recrl.audit.popularity import (
+    category_mass,
+    category_shares,
+    concentration,
+    gini,
+    long_tail,
+    per_user,
+    resampled_concentration,
+    taste_distance,
+)
+from shielded_recrl.audit.resampling import draws
 
 COUNTS = arrays(np.int64, st.integers(2, 30), elements=st.integers(0, 1000)).filter(np.any)
 
@@ -64,3 +76,51 @@ def test_lists_by_hand():
 def test_lists_may_differ_in_length():
     means = per_user(np.array([0, 1, 2]), np.array([1, 1, 2]), np.array([4, 2, 1]), 0.3)
     np.testing.assert_allclose(means["average_popularity"], [3, 1])
+
+
+@given(COUNTS, st.integers(0, 20))
+def test_items_left_out_count_as_never_exposed(counts, absent):
+    padded = np.pad(counts, (0, absent))
+    assert gini(counts, len(padded)) == pytest.approx(gini(padded), abs=1e-12)
+
+
+@pytest.mark.parametrize("block", [1, 2**22])
+def test_resampled_lists_equal_lists_that_are_repeated(monkeypatch, block):
+    monkeypatch.setattr(popularity, "BLOCK", block)
+    rng = np.random.default_rng(5)
+    owners = np.repeat(np.arange(6), 4)
+    served = rng.integers(3, 11, size=24)
+    times = draws(6, 20, seed=2)
+    found = resampled_concentration(served, owners, 15, times)
+    for row, drawn in enumerate(times):
+        expected = concentration(np.repeat(served, drawn[owners]), 15)
+        assert found["gini"][row] == pytest.approx(expected["gini"])
+        assert found["coverage"][row] == pytest.approx(expected["coverage"])
+
+
+def test_an_item_shares_itself_among_its_categories():
+    shares = category_shares([["b", "a"], [], ["a", "a"]]).toarray()
+    np.testing.assert_array_equal(shares, [[0.5, 0.5], [0, 0], [1, 0]])
+
+
+def test_taste_by_hand():
+    shares = category_shares([["a"], ["b"], ["a", "b"], []])
+    taste = category_mass(np.array([0, 0, 2]), np.array([0, 0, 1]), 4, shares)
+    np.testing.assert_array_equal(taste, [[2, 0], [0.5, 0.5], [0, 0], [0, 0]])
+    listed = category_mass(np.array([1, 2, 2, 0, 3]), np.array([0, 1, 1, 2, 3]), 4, shares)
+    distance = taste_distance(listed, taste)
+    # Nothing in common: 1. The same: 0. The third had nothing before, the fourth never anything.
+    np.testing.assert_array_equal(distance, [1, 0, np.nan, np.nan])
+
+
+@given(
+    arrays(float, (3, 4), elements=st.floats(0.01, 9)),
+    arrays(float, (3, 4), elements=st.floats(0.01, 9)),
+)
+def test_taste_distance_is_the_root_of_the_mean_divergence_from_the_middle(listed, taste):
+    p, q = (mass / mass.sum(axis=1, keepdims=True) for mass in (listed, taste))
+    middle = (p + q) / 2
+    divergence = (entropy(p, middle, base=2, axis=1) + entropy(q, middle, base=2, axis=1)) / 2
+    distance = taste_distance(listed, taste)
+    np.testing.assert_allclose(distance**2, divergence, atol=1e-9)
+    assert ((distance >= 0) & (distance <= 1)).all()

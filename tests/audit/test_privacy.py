@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from shielded_recrl.audit.privacy import copies, leaks, ngrams, upper_bound, user_ids, words
+from shielded_recrl.audit.privacy import (
+    copies,
+    leaks,
+    ngrams,
+    upper_bound,
+    user_ids,
+    user_names,
+    words,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +47,25 @@ def test_ids_are_sorted_in_view_of_the_catalogue():
     assert ids.marked == {("1984",), ("42",)}
 
 
+@pytest.mark.parametrize(
+    ("text", "leaked"),
+    [
+        ("As Ada Lindqvist would say", True),
+        ("as ada LINDQVIST would say", True),
+        ("Ada would like it, and so would Lindqvist", False),
+        ("Customer Grace loved it", True),
+        ("Full of grace and wit", False),
+        ("For every Kindle Customer", False),
+        ("By Jane Austen", False),
+    ],
+)
+def test_a_name_leaks_where_it_tells_somebody_apart(text, leaked):
+    names = ["Ada Lindqvist", "Grace", "Kindle Customer", "Kindle customer", "Jane Austen", "--"]
+    found = user_names(names, ["Emma, by Jane Austen"])
+    assert found.distinctive == {("ada", "lindqvist")}
+    assert leaks([text], found).tolist() == [leaked]
+
+
 def test_copied_words_count_unless_they_are_a_title():
     source = "the long and winding road to the far northern sea"
     texts = [
@@ -50,6 +77,7 @@ def test_copied_words_count_unless_they_are_a_title():
     titles = ["A Short History of Nearly Everything"]
     assert copies(texts, descriptions, titles, 5).tolist() == [True, False, False]
     assert copies(texts, descriptions, titles, 6).tolist() == [False, False, False]
+    assert copies(texts, iter(descriptions), titles, 5).tolist() == [True, False, False]
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 5))

@@ -1,9 +1,15 @@
-"""Toxicity scores and their summary."""
+"""Toxicity scores, by either scorer, and their summary."""
+
+import gzip
+import json
+import socket
 
 import numpy as np
 import pytest
 
-from shielded_recrl.audit.toxicity import SCORER, summarise, toxicity_scores
+from shielded_recrl.audit.settings import AuditSettings
+from shielded_recrl.audit.toxicity import SCORER, load_scorer, summarise, toxicity_scores
+from shielded_recrl.errors import UserError
 
 
 def test_offence_scores_high_and_praise_low():
@@ -30,10 +36,140 @@ def test_summary_by_hand():
     # Users' means are 0.25 and 0.15, so that resampled users cannot leave that range.
     assert result["mean"]["low"] == pytest.approx(0.15)
     assert result["mean"]["high"] == pytest.approx(0.25)
-    assert result["p95"] == pytest.approx(0.2 + 0.85 * 0.3)
+    # User 1 twice: 0, 0, .5, .5; user 2 twice: .1, .1, .2, .2.
+    assert result["p95"] == pytest.approx({"mean": 0.2 + 0.85 * 0.3, "low": 0.2, "high": 0.5})
     assert (result["max"], result["worst_text"]) == (0.5, "b")
     assert (result["toxic"], result["toxic_share"]) == (1, 0.25)
 
 
+def test_few_ordinary_reviews_are_taken_for_offence(shared_data):
+    path = shared_data / "books" / "reviews_Books_5_first1000.json.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["reviewText"] for line in lines]
+    scores = toxicity_scores(texts)
+    assert len(scores) == 1000
+    assert (scores >= 0.5).mean() <= 0.01
+
+
 def test_scorer_names_package_and_version():
     assert SCORER.startswith("alt-profanity-check 1.")
+
+
+LABELS = ("obscene", "toxic", "severe_toxic", "threat", "insult", "identity_hate")
+
+
+def classifier(folder, labels=LABELS, problem="multi_label_classification"):
+    """A Bert of random weights in transformers format, and its logits of a text by itself."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    names = ["[PAD]", "[UNK]", *"you are a calm sea of old friends and dull idiot".split()]
+    words = Tokenizer(models.WordLevel({name: at for at, name in enumerate(names)}, "[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = BertForSequenceClassification(
+            BertConfig(
+                vocab_size=len(names),
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=16,
+                max_position_embeddings=12,
+                initializer_range=0.5,
+                id2label=dict(enumerate(labels)),
+                label2id={label: at for at, label in enumerate(labels)},
+                problem_type=problem,
+            )
+        ).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    def logits(text):
+        ids = torch.tensor([tokenizer(text)["input_ids"][:12]])
+        with torch.no_grad():
+            return model(input_ids=ids).logits[0].double().numpy()
+
+    return logits
+
+
+def test_a_local_classifier_is_loaded_without_a_network(tmp_path, monkeypatch):
+    logits = classifier(tmp_path / "toxic-bert")
+
+    def refuse(*arguments):
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    scorer = load_scorer(AuditSettings(scorer=str(tmp_path / "toxic-bert")))
+    assert scorer.name.startswith("toxic-bert, sha256 ")
+    texts = ["you are a dull idiot", "", "a calm sea", "old " * 40, "friends"]
+    scores = scorer.scores(texts)
+    # Detoxify: a sigmoid for each label, and its toxicity is the label of that name.
+    expected = [1 / (1 + np.exp(-logits(text)[1])) if text else 0 for text in texts]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    assert np.ptp(scores[[0, 2, 4]]) > 0.01
+    # Padding and batches change nothing but the last digits.
+    alone = np.concatenate([scorer.scores([text]) for text in texts])
+    np.testing.assert_allclose(scores, alone, rtol=1e-5)
+
+
+def test_the_label_of_later_models_is_toxicity(tmp_path):
+    logits = classifier(tmp_path, labels=("male", "toxicity", "female"))
+    (score,) = load_scorer(AuditSettings(scorer=str(tmp_path))).scores(["a calm sea"])
+    assert score == pytest.approx(1 / (1 + np.exp(-logits("a calm sea")[1])), rel=1e-5)
+
+
+def test_a_hub_scorer_comes_from_the_cache_at_its_commit(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    commit = "0123456789" * 4
+    settings = AuditSettings(scorer="unitary/toxic-bert", scorer_revision=commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=f"unitary/toxic-bert at {commit} cannot be downloaded"):
+        load_scorer(settings)
+    logits = classifier(tmp_path / "models--unitary--toxic-bert" / "snapshots" / commit)
+    scorer = load_scorer(settings)
+    assert scorer.name == f"unitary/toxic-bert at {commit}"
+    expected = 1 / (1 + np.exp(-logits("old friends")[1]))
+    assert scorer.scores(["old friends"])[0] == pytest.approx(expected, rel=1e-5)
+
+
+def _headless(folder):
+    from safetensors.numpy import load_file, save_file
+
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    del weights["classifier.bias"]
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def _pickled(folder):
+    import torch
+
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("options", "spoil", "message"),
+    [
+        ({}, lambda f: (f / "config.json").unlink(), "no config.json there"),
+        ({}, _pickled, "the scorer cannot be loaded"),
+        ({}, _headless, "no weights for classifier.bias"),
+        ({"labels": ("good", "bad")}, lambda f: None, "its labels are good, bad"),
+        ({"problem": "single_label_classification"}, lambda f: None, "multi-label classifier"),
+    ],
+)
+def test_what_is_no_such_classifier_is_refused(tmp_path, options, spoil, message):
+    classifier(tmp_path, **options)
+    spoil(tmp_path)
+    with pytest.raises(UserError) as error:
+        load_scorer(AuditSettings(scorer=str(tmp_path)))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

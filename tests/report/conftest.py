@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 import pytest
 
-from shielded_recrl.files import write_json, write_jsonl, write_text
+import audit_document
+from audit_document import POLICY, interval
+from shielded_recrl.audit.policy import load_policy
+from shielded_recrl.audit.summarise import summarise
+from shielded_recrl.files import atomic, read_json, sha256, write_json, write_jsonl
 
 STUDY = [
     ("steam", "no_proj", 42),
@@ -42,16 +47,20 @@ USERS = 128
 STEPS = 24
 
 
+# Scores against references, and what the control by another item's references leaves of them.
+SCORES = {"bleu_1": 21.0, "bleu_4": 3.1, "rouge_1": 24.0, "rouge_2": 4.2, "rouge_l": 19.0}
+SHUFFLED, CONSTANT = 0.72, 0.85
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
+SIMULATORS = ("claims", "examination")
+
+
 class Study(NamedTuple):
     """Paths to give to `report aggregate`."""
 
     runs: list[Path]
     audits: list[Path]
     stats: list[Path]
-
-
-def _change(mean: float, half: float) -> dict[str, float]:
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    summary: Path
 
 
 def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, Path]:
@@ -72,7 +81,9 @@ def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, 
             "ndcg@10": ndcg + 0.006 + shift * step / STEPS,
             "hr@10": 2 * ndcg + shift * step / STEPS,
             "ctr": click * (1 + lift * (1 - np.exp(-step / 8))) + (step > 0) * rng.normal(0, 2e-3),
+            "ctr_examination": 0.8 * click * (1 + 0.7 * lift * (1 - np.exp(-step / 8))),
             "quality": 0.4 + 0.01 * step,
+            "quality_examination": 0.42 + 0.008 * step,
             "words": 11.0 + 0.2 * step,
             "reward": 0.42 + (GAINS.get(variant, 0.08) * (1 - np.exp(-step / 10))),
             "kl": 0.02 * step * (1 + 0.5 * moved),
@@ -83,6 +94,10 @@ def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, 
     certificate = build_certificate(kind, 0.8 if moved else 0.0 if exact else 0.01, shift)
     write_json(folder / "certificate.json", certificate)
     gain = GAINS.get(variant, 0.08) + rng.normal(0, 4e-3)
+    clicks = {
+        "claims": _clicks(click, curve[-1]["ctr"] / click, 0.02),
+        "examination": _clicks(0.8 * click, curve[-1]["ctr_examination"] / (0.8 * click), 0.018),
+    }
     write_json(
         folder / "evaluation.json",
         {
@@ -95,7 +110,7 @@ def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, 
             "curve": curve,
             "served_before": served[0],
             "served_after": served[1],
-            "ndcg_change": _change(shift, 8e-3 if moved else 0.0 if exact else 4e-4),
+            "ndcg_change": interval(shift, 8e-3 if moved else 0.0 if exact else 4e-4),
             "drift": {role: certificate[role] for role in ("protected", "heldout")},
             "reward": {
                 "before": 0.42,
@@ -124,18 +139,23 @@ def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, 
                 "named_before": 1.4,
                 "named_after": 2.3,
             },
-            "ctr": {
-                "before": click,
-                "after": curve[-1]["ctr"],
-                "relative": curve[-1]["ctr"] / click,
-                "relative_low": curve[-1]["ctr"] / click - 0.021,
-                "relative_high": curve[-1]["ctr"] / click + 0.019,
-                "attainable": 1.16,
-                "lift_share": lift / 0.16,
-                "lift_share_low": lift / 0.16 - 0.1,
-                "lift_share_high": lift / 0.16 + 0.1,
-                "from_empty": 1.24,
-                "published_share": 0.225 / 0.16,
+            "ctr": clicks["claims"],
+            "simulators": clicks,
+            "quality_weight_sweep": [
+                {"simulator": name, "weight": weight}
+                | _clicks(click, 1 + weight * (clicks[name]["relative"] - 1), 0.02 * weight)
+                for name in SIMULATORS
+                for weight in WEIGHTS
+            ],
+            "calibration": {
+                name: {
+                    source: {when: _calibration(offset, rng) for when in ("before", "after")}
+                    for source, offset in (
+                        ("own", 0.0),
+                        ("reward", 0.11 - 0.05 * (name == "claims")),
+                    )
+                }
+                for name in SIMULATORS
             },
             "text": {
                 "words_before": 11.0,
@@ -146,6 +166,7 @@ def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, 
                 "unique_after": 0.71,
                 "empty_after": 0.0,
             },
+            "texts": _texts(dataset, lift),
             "kl": float(rng.uniform(0.05, 0.4)),
         },
     )
@@ -173,21 +194,113 @@ def build_run(root: Path, dataset: str, variant: str, seed: int) -> tuple[Path, 
         folder / "explanations.jsonl",
         [
             {
-                "step": step,
+                **{"step": step, "user": 100 + place // 4, "item": place + 1},
+                "position": place % 4 + 1,
                 "title": f"Title {place}",
                 "categories": ["Drama", "War"],
                 "history": ["Past | one", "<b>Past</b> two"],
                 "text": f"Text {place} of {digest.hexdigest()[:6]} at {step}.",
-                "quality": place / 20,
+                **{"quality": place / 20, "quality_examination": place / 24},
+                **{"propensity": click, "clicks": click, "clicks_examination": 0.8 * click},
             }
             for step in (0, STEPS)
             for place in range(12)
         ],
     )
-    write_text(folder / "rankings.parquet", f"rankings of {digest.hexdigest()}\n")
-    audit = root / "audit" / dataset / variant / f"seed-{seed}.json"
-    write_json(audit, _audit(folder, rng))
+    _write_people(folder, shift, rng)
+    audit = root / "audit" / dataset / variant / f"seed-{seed}" / "audit.json"
+    write_json(audit, _audit(folder, dataset, variant, seed, rng))
     return folder, audit
+
+
+def _clicks(before: float, relative: float, half: float) -> dict[str, float]:
+    """What `rl evaluate` says of one simulator; perfect texts would bring 16% more clicks."""
+    share = (relative - 1) / 0.16
+    return {
+        "before": before,
+        "after": before * relative,
+        **{"relative": relative, "relative_low": relative - half, "relative_high": relative + half},
+        "attainable": 1.16,
+        **{"lift_share": share, "lift_share_low": share - 0.1, "lift_share_high": share + 0.1},
+        "from_empty": 1.24,
+        "published_share": 0.225 / 0.16,
+    }
+
+
+def _calibration(offset: float, rng: np.random.Generator) -> dict:
+    """Bins in which the observed rate lies above the predicted one by `offset`, but for noise."""
+    observed = [0.15 + 0.1 * place + offset + rng.normal(0, 0.004) for place in range(5)]
+    bins = [
+        {"predicted": 0.15 + 0.1 * place, "observed": rate, "count": 100 * (5 - abs(place - 2))}
+        for place, rate in enumerate(observed)
+    ]
+    total = sum(one["count"] for one in bins)
+    ece = sum(one["count"] * abs(one["observed"] - one["predicted"]) for one in bins) / total
+    return {"ece": ece, "ece_low": 0.8 * ece, "ece_high": 1.3 * ece, "bins": bins}
+
+
+def _texts(dataset: str, lift: float) -> dict:
+    """Text metrics; only Books has reviews to compare with."""
+    judged = dataset == "books"
+
+    def scores(factor: float | None) -> dict[str, float | None]:
+        return {
+            **{name: value * factor if factor else None for name, value in SCORES.items()},
+            "bertscore": None,
+        }
+
+    def side(factor: float) -> dict:
+        own = factor if judged else None
+        return {
+            "references": 12 if judged else 0,
+            **scores(own),
+            **{"fmr": 0.4 * factor, "fcr": 0.3, "div": 0.8, "usr": 0.9},
+            **{"distinct_1": 0.31, "distinct_2": 0.62},
+            "rouge_l_minus_shuffled": interval(0.28 * SCORES["rouge_l"] * factor) if own else None,
+            "shuffled": {**scores(own and SHUFFLED * own), "fmr": 0.1},
+            "constant": {**scores(CONSTANT), "fmr": 0.05, "sentence": "Good."} if own else None,
+        }
+
+    return {
+        "texts": 12,
+        "own": 4 if judged else 0,
+        "reason": None if judged else "the source has no reviews",
+        "before": side(1.0),
+        "after": side(1.0 + 2 * lift),
+    }
+
+
+def _write_people(folder: Path, shift: float, rng: np.random.Generator) -> None:
+    """users.parquet and rankings.parquet of eight held-out users and one protected."""
+    users = [*range(100, 108), 900]
+    roles = ["heldout"] * 8 + ["protected"]
+    before = rng.uniform(0.2, 0.6, len(users))
+    tables = {
+        "users": pl.DataFrame(
+            {
+                "user": pl.Series(users, dtype=pl.Int32),
+                "role": roles,
+                "ndcg_before": before,
+                "ndcg_after": before + shift,
+                "hr_before": 1.0,
+                "hr_after": 1.0,
+            }
+        ),
+        "rankings": pl.DataFrame(
+            [
+                (step, role, user, position, position)
+                for step in (0, STEPS)
+                for user, role in zip(users, roles, strict=True)
+                for position in range(1, 11)
+            ],
+            schema={"step": pl.Int32, "role": pl.String}
+            | dict.fromkeys(("user", "position", "item"), pl.Int32),
+            orient="row",
+        ),
+    }
+    for name, table in tables.items():
+        with atomic(folder / f"{name}.parquet") as partial:
+            table.write_parquet(partial)
 
 
 def build_certificate(kind: str, changed: float, shift: float) -> dict:
@@ -266,33 +379,60 @@ def _statements(changed: float) -> dict:
     }
 
 
-def _audit(folder: Path, rng: np.random.Generator) -> dict:
+def _audit(folder: Path, dataset: str, variant: str, seed: int, rng: np.random.Generator) -> dict:
+    """A sound audit, but that `no_proj` moves exposure; only Books has groups of users."""
+    moved = 0.03 if variant == "no_proj" else 0.001
+    changes = {
+        "toxicity.after.mean": interval(float(rng.uniform(0.03, 0.06))),
+        "popularity.change.gini": interval(float(rng.normal(moved, 2e-3)), 0.004),
+        "privacy.after": {"leaked_texts": [], "copied_share": 0.0078},
+        "grounding.paired_minus_shuffled": interval(float(rng.uniform(0.08, 0.2)), 0.03),
+    }
+    if dataset != "books":
+        nothing = {"gap": None, "reason": "no grouping of these users is evaluable"}
+        changes["fairness"] = {"users": 9, "groupings": {}, **nothing}
     inputs = {
-        name: hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        name: sha256(folder / file)
         for name, file in (("explanations", "explanations.jsonl"), ("rankings", "rankings.parquet"))
     }
-    toxicity = {"mean": _change(float(rng.uniform(0.03, 0.06)), 0.01), "p95": 0.11, "max": 0.3}
-    privacy = {"leak_rate": 0.0, "leak_rate_upper": 0.0231, "copied_share": 0.0078}
+    run = {"dataset": dataset, "variant": variant, "seed": seed}
+    return audit_document.audit(changes, **run, inputs=inputs)
+
+
+def _stats(dataset: str) -> dict:
+    """stats.json of embedded data."""
     return {
-        "seed": 42,
-        "inputs": inputs,
-        "toxicity": {"before": toxicity, "after": toxicity},
-        "popularity": {"before": {"gini": 0.71}, "after": {"gini": 0.72}},
-        "privacy": {"before": privacy, "after": privacy},
-        "findings": [],
+        "dataset": dataset,
+        "synthetic": True,
+        "sequential": dataset != "steam",
+        "users": KEPT[dataset],
+        "items": 240,
+        **{"rows_read": 9000, "kept": 8448, "density": 8448 / (KEPT[dataset] * 240)},
+        "dropped": {"no user": 2, "outside the k-core": 550},
+        "splits": {"train": 7000, "valid": 724, "test": 724},
+        "inputs": {"ratings.csv": "c0ffee" * 10},
     }
+
+
+def _summary(root: Path, audits: list[Path]) -> Path:
+    """audit.json of `audit summarise`, without its page and PDF."""
+    pairs = [(path, read_json(path)) for path in audits]
+    out = root / "audit" / "audit.json"
+    write_json(out, summarise(pairs, load_policy(POLICY), POLICY))
+    return out
 
 
 @pytest.fixture
 def study(tmp_path) -> Study:
     """Fifteen runs on three datasets, given in no useful order."""
-    pairs = [build_run(tmp_path / "results", *names) for names in STUDY]
+    root = tmp_path / "results"
+    pairs = [build_run(root, *names) for names in STUDY]
     stats = []
     for dataset in LEVELS:
-        stats.append(tmp_path / "results" / "data" / dataset / "stats.json")
-        about = {"dataset": dataset, "synthetic": True, "sequential": dataset != "steam"}
-        write_json(stats[-1], about | {"users": KEPT[dataset]})
-    return Study([run for run, _ in pairs], [audit for _, audit in pairs], stats)
+        stats.append(root / "data" / dataset / "stats.json")
+        write_json(stats[-1], _stats(dataset))
+    runs, audits = [run for run, _ in pairs], [audit for _, audit in pairs]
+    return Study(runs, audits, stats, _summary(root, audits))
 
 
 @pytest.fixture
@@ -300,10 +440,13 @@ def extended(study, tmp_path) -> Callable[..., Study]:
     """The study with further runs, put first: (dataset, variant, seed) each."""
 
     def extend(*names: tuple[str, str, int]) -> Study:
-        pairs = [build_run(tmp_path / "results", *one) for one in names]
+        root = tmp_path / "results"
+        pairs = [build_run(root, *one) for one in names]
+        audits = [*(audit for _, audit in pairs), *study.audits]
         return study._replace(
             runs=[*(run for run, _ in pairs), *study.runs],
-            audits=[*(audit for _, audit in pairs), *study.audits],
+            audits=audits,
+            summary=_summary(root, audits),
         )
 
     return extend

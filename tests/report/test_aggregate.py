@@ -13,26 +13,33 @@ from matplotlib.image import imread
 
 from shielded_recrl.config import Config
 from shielded_recrl.files import read_json, write_json
-from shielded_recrl.report import explanations, figures
+from shielded_recrl.report.figures import ablation, over_steps
+from shielded_recrl.report.figures import style as figures
+from shielded_recrl.report import explanations
 from shielded_recrl.report.aggregate import main
 from shielded_recrl.report.columns import TIMINGS, row
 from shielded_recrl.report.runs import load_runs
-from shielded_recrl.report.settings import ReportSettings
+from shielded_recrl.report.settings import TableSettings
 
-FIGURES = ("ablation", "ctr_over_steps", "frontier", "ndcg_over_steps", "overoptimisation")
+FIGURES = (
+    *("ablation", "audits", "calibration", "ctr_over_steps", "frontier", "ndcg_over_steps"),
+    *("overoptimisation", "quality_weight", "texts"),
+)
 
 
 def aggregate(study, out):
     main(
         runs=tuple(study.runs),
         audits=tuple(study.audits),
+        summary=study.summary,
         stats=tuple(study.stats),
         out=out / "aggregate_results.csv",
         figures=out / "figures",
         tables_folder=out / "tables",
         texts=out / "explanations.md",
         certificates_page=out / "certificates.md",
-        settings=ReportSettings(),
+        datasets_page=out / "datasets.md",
+        settings=TableSettings(),
     )
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*")}
 
@@ -40,7 +47,7 @@ def aggregate(study, out):
 @pytest.fixture
 def drawn(study):
     runs = load_runs(study.runs, study.audits, study.stats)
-    return runs, [row(one, ReportSettings()) for one in runs]
+    return runs, [row(one, TableSettings()) for one in runs]
 
 
 def test_everything_is_written_and_bytes_depend_on_contents_alone(study, tmp_path, capsys):
@@ -49,6 +56,7 @@ def test_everything_is_written_and_bytes_depend_on_contents_alone(study, tmp_pat
         "aggregate_results.csv",
         "explanations.md",
         "certificates.md",
+        "datasets.md",
         "tables/results.tex",
         "tables/drift.tex",
         *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
@@ -73,7 +81,7 @@ def test_everything_is_written_and_bytes_depend_on_contents_alone(study, tmp_pat
 
 @pytest.mark.parametrize("key", ["ctr", "ndcg@10"])
 def test_curves_have_the_colours_of_their_variants(drawn, tmp_path, key):
-    figures.save(figures.over_steps(*drawn, key, "y"), tmp_path / "curve.v2")
+    figures.save(over_steps.figure(*drawn, key, "y"), tmp_path / "curve.v2")
     image = imread(tmp_path / "curve.v2.png")[..., :3]
     for colour, _ in figures.styles(["shielded", "no_proj"]).values():
         distance = np.abs(image - np.array(to_rgb(colour))).max(axis=-1)
@@ -81,7 +89,7 @@ def test_curves_have_the_colours_of_their_variants(drawn, tmp_path, key):
 
 
 def test_panels_say_what_the_data_are(drawn):
-    figure = figures.over_steps(*drawn, "ctr", "Simulated CTR")
+    figure = over_steps.figure(*drawn, "ctr", "Simulated CTR")
     assert [axes.get_title() for axes in figure.axes] == [
         "Amazon reviews, 400 users\n(synthetic data)",
         "MovieLens, 601 users\n(synthetic data)",
@@ -91,7 +99,7 @@ def test_panels_say_what_the_data_are(drawn):
 
 def test_curves_show_every_seed_and_the_mean(drawn):
     runs, _ = drawn
-    steam = figures.over_steps(*drawn, "ctr", "Simulated CTR").axes[1]
+    steam = over_steps.figure(*drawn, "ctr", "Simulated CTR").axes[1]
     assert steam.get_title().startswith("MovieLens")
     thin = [line for line in steam.lines if line.get_linewidth() < 1]
     thick = [line for line in steam.lines if line.get_linewidth() > 1]
@@ -107,7 +115,7 @@ def test_curves_show_every_seed_and_the_mean(drawn):
 
 def test_sasrec_alone_is_drawn_in_every_ndcg_panel(drawn):
     runs, rows = drawn
-    figure = figures.over_steps(runs, rows, "ndcg@10", "NDCG@10", least_span=0.04)
+    figure = over_steps.figure(runs, rows, "ndcg@10", "NDCG@10", least_span=0.04)
     for axes in figure.axes:
         dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
         assert len(dashed) == 1
@@ -119,7 +127,7 @@ def test_sasrec_alone_is_drawn_in_every_ndcg_panel(drawn):
 
 def test_bars_are_changes_and_dots_are_seeds(drawn):
     _, rows = drawn
-    clicks, ndcg = figures.ablation(rows, 0.01).axes[:2]
+    clicks, ndcg = ablation.figure(rows, 0.01).axes[:2]
     names = [label.get_text() for label in clicks.get_yticklabels()]
     assert names == ["no_proj", "shielded", "kl0", "lora4", "long_expl"]
     own = [r for r in rows if (r["dataset"], r["variant"]) == ("books", "shielded")]
@@ -199,8 +207,8 @@ def test_colours_differ_for_the_colour_blind(vision):
 
 def test_drawing_leaves_the_defaults_of_matplotlib_alone(drawn):
     before = dict(mpl.rcParams)
-    figures.over_steps(*drawn, "ctr", "y")
-    figures.ablation(drawn[1], 0.01)
+    over_steps.figure(*drawn, "ctr", "y")
+    ablation.figure(drawn[1], 0.01)
     assert dict(mpl.rcParams) == before
 
 
@@ -225,6 +233,7 @@ def command(study, out):
         [
             *(sys.executable, "-X", "importtime", "-m", "shielded_recrl.report", "aggregate"),
             *("--runs", *study.runs, "--audits", *study.audits, "--stats", *study.stats),
+            *("--summary", study.summary, "--datasets", out / "datasets.md"),
             *("--out", out / "table.csv", "--figures", out / "f", "--tables", out / "t"),
             *("--texts", out / "texts.md", "--certificates", out / "certificates.md"),
             *("--ndcg-margin", "0.02"),

@@ -11,10 +11,16 @@ from shielded_recrl.files import read_json, write_json
 from shielded_recrl.report.aggregate import to_csv
 from shielded_recrl.report.columns import ALL_COLUMNS, TIMINGS, as_text, quarter_mean, row
 from shielded_recrl.report.runs import load_runs
-from shielded_recrl.report.settings import ReportSettings
+from shielded_recrl.report.settings import TableSettings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "report.md"
-SETTINGS = ReportSettings()
+SETTINGS = TableSettings()
+# Empty where the source has no reviews.
+REFERENCED = [
+    f"{score}_{which}"
+    for score in ("bleu_1", "bleu_4", "rouge_1", "rouge_2", "rouge_l")
+    for which in ("before", "after", "shuffled", "constant")
+]
 
 
 def change(study, keys, value, file="evaluation.json"):
@@ -112,12 +118,15 @@ def test_an_undefined_value_is_explained(study):
     change(study, ["claims", "change"], None)
     values = first_row(study)
     assert values["drift_heldout_kendall_tau"] is None
+    assert values["rouge_l_after"] is None
     assert values["notes"].split("; ") == [
         "drift_heldout_kendall_tau: a ranking without two different scores has no order",
         "merged_nf4_top10_identical, merged_nf4_max_score_change: not measured: bitsandbytes is "
         "not installed",
         "lift_share, lift_share_low: perfect texts would not raise the click-through rate",
         "claim_precision_change: too few texts name a title or a category to judge their claims",
+        f"{', '.join(REFERENCED)}: too few texts are about an item that somebody reviewed",
+        "group_gap, group_gap_low, group_gap_high: no grouping of users is evaluable",
     ]
 
 
@@ -180,4 +189,37 @@ def test_every_column_reaches_the_csv(study):
     assert len(lines) == len(study.runs)
     assert list(lines[0]) == [column.name for column in ALL_COLUMNS]
     filled = [c.name for c in ALL_COLUMNS if c.name != "notes" and "_nf4_" not in c.name]
-    assert all(line[name] != "" for line in lines for name in filled)
+    books = [line for line in lines if line["dataset"] == "books"]
+    assert all(line[name] != "" for line in books for name in filled)
+    # Without reviews there are no references, and without groups no gap.
+    unknown = {*REFERENCED, "group_gap", "group_gap_low", "group_gap_high"}
+    for line in (line for line in lines if line["dataset"] != "books"):
+        assert {name for name in filled if line[name] == ""} == unknown
+
+
+def place(study, dataset):
+    """Number of a dataset's first run."""
+    return next(i for i, run in enumerate(study.runs) if run.parts[-3] == dataset)
+
+
+def test_the_second_simulator_texts_and_audits_reach_the_row(study):
+    number = place(study, "books")
+    (run,) = load_runs(study.runs[number : number + 1], study.audits, study.stats)
+    values = row(run, SETTINGS)
+    clicks = run.evaluation["simulators"]["examination"]
+    assert values["examination_relative_low"] == clicks["relative_low"]
+    assert values["examination_lift_share"] == clicks["lift_share"]
+    texts = run.evaluation["texts"]
+    assert values["rouge_l_before"] == texts["before"]["rouge_l"]
+    assert values["rouge_l_after"] == texts["after"]["rouge_l"]
+    assert values["rouge_l_shuffled"] == texts["after"]["shuffled"]["rouge_l"]
+    assert values["bleu_4_constant"] == texts["after"]["constant"]["bleu_4"]
+    assert values["distinct_2_after"] == texts["after"]["distinct_2"]
+    audit = run.audit
+    assert values["toxicity_p95_after"] == audit["toxicity"]["after"]["p95"]["mean"]
+    assert values["gini_change_high"] == audit["popularity"]["change"]["gini"]["high"]
+    assert values["group_gap"] == audit["fairness"]["gap"]["mean"]
+    assert values["grounding_low"] == audit["grounding"]["paired_minus_shuffled"]["low"]
+    assert values["injection_excess"] == audit["injection"]["excess"]["mean"]
+    assert values["leak_rate_upper"] == audit["privacy"]["samples"]["leak_rate_upper"]
+    assert values["copied_share"] == audit["privacy"]["after"]["copied_share"]

@@ -9,13 +9,14 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from shielded_recrl.report import figures, frontier
 from shielded_recrl.report.columns import row
+from shielded_recrl.report.figures import frontier
+from shielded_recrl.report.figures import style as figures
 from shielded_recrl.report.runs import load_runs
-from shielded_recrl.report.settings import ReportSettings
+from shielded_recrl.report.settings import TableSettings
 from shielded_recrl.report.study import Cell
 
-SETTINGS = ReportSettings()
+SETTINGS = TableSettings()
 VARIANTS = (
     *("separate", "activated", "random", "ranker", "tight", "loose", "weighted"),
     *("no_penalty", "all_blocks"),

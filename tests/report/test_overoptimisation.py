@@ -6,15 +6,16 @@ import pytest
 from matplotlib.colors import to_hex
 
 from shielded_recrl.files import read_json, write_json
-from shielded_recrl.report import figures, overoptimisation
 from shielded_recrl.report.columns import row
+from shielded_recrl.report.figures import overoptimisation
+from shielded_recrl.report.figures import style as figures
 from shielded_recrl.report.runs import load_runs
-from shielded_recrl.report.settings import ReportSettings
+from shielded_recrl.report.settings import TableSettings
 
 
 def load(study):
     runs = load_runs(study.runs, study.audits, study.stats)
-    return runs, [row(one, ReportSettings()) for one in runs]
+    return runs, [row(one, TableSettings()) for one in runs]
 
 
 def edit(folder, **changes):

@@ -68,9 +68,9 @@ def cut(path):
         (lambda s: edit(s.runs[0] / "evaluation.json", curve=[{"step": 0}]), "'curve' needs"),
         (lambda s: edit(s.runs[0] / "evaluation.json", curve=None), "'curve' needs"),
         (lambda s: without_kl(s.runs[0] / "evaluation.json"), "'curve' needs points with numbers"),
-        (lambda s: s.audits[0].unlink(), "seed-42.json: cannot be read"),
+        (lambda s: s.audits[0].unlink(), "audit.json: cannot be read"),
         (lambda s: edit(s.audits[0], inputs={}), "none of the audits was made from its expl"),
-        (lambda s: edit(s.audits[0], inputs="x"), "seed-42.json: 'inputs' is no JSON object"),
+        (lambda s: edit(s.audits[0], inputs="x"), "audit.json: 'inputs' is no JSON object"),
         (
             lambda s: (s.runs[0] / "explanations.jsonl").write_text("other"),
             "none of the audits was made from its explanations.jsonl",

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from shielded_recrl.audit.settings import AuditSettings
+from shielded_recrl.audit.settings import AuditSettings, ProbeSettings
 from shielded_recrl.data.settings import DATASETS, EDITIONS, DatasetSettings, WorldSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import ExplainerSettings
@@ -102,6 +102,7 @@ class Config(Settings):
     sampling: SamplingSettings = Field(SamplingSettings(), description="Text sampled for people.")
     evaluation: EvaluationSettings = Field(EvaluationSettings(), description="Held-out evaluation.")
     audit: AuditSettings = Field(AuditSettings(), description="Audits.")
+    probe: ProbeSettings = Field(ProbeSettings(), description="What audits ask the LM.")
     report: ReportSettings = Field(ReportSettings(), description="Table and figures.")
     resources: ResourceSettings = Field(ResourceSettings(), description="Machine.")
     variants: dict[str, Variant] = Field(

@@ -146,7 +146,8 @@ def sign_flip_test(
 
     values = _checked(np.asarray(differences, dtype=np.float64)[:, None])
     sums = (values if clusters is None else _cluster_sums(values, clusters))[:, 0]
-    if not sums.any():
+    # Of one cluster, both signs are as extreme.
+    if not sums.any() or len(sums) == 1:
         return 1.0
     return float(
         permutation_test(

@@ -168,6 +168,10 @@ class Study:
         wanted = ["readout", *self._bases(self.variants[variant].shield)]
         return {name: paths[name] for name in wanted} | {"base": present(paths["base"])}
 
+    def probe_inputs(self, dataset: str, variant: str) -> dict[str, list[str]]:
+        """Named inputs of the probes beside the trained adapter."""
+        return {"base": present(self.run_paths(dataset, variant)["base"])}
+
     def _bases(self, shield: ShieldSettings) -> list[str]:
         return ["bases"] if shield.kind in ("nullspace", "random") else []
 
@@ -178,12 +182,24 @@ class Study:
 
     def run_flags(self, variant: str) -> str:
         """Lengths, precision and shield as flags, which training and evaluation share."""
-        settings = self.variants[variant]
-        explainer = settings.explainer
+        shield = flags(self.variants[variant].shield, prefix="shield.")
+        return f"{self.probe_flags(variant)} {shield}"
+
+    def probe_flags(self, variant: str) -> str:
+        """Lengths and precision as flags."""
+        explainer = self.variants[variant].explainer
         return (
             f"{flags(section(explainer, PromptSettings))} "
             f"--explanation-tokens {explainer.explanation_tokens} "
-            f"--precision {explainer.precision} {flags(settings.shield, prefix='shield.')}"
+            f"--precision {explainer.precision}"
+        )
+
+    def card_flags(self, variant: str) -> str:
+        """What a model card says of the base LM, as flags."""
+        explainer = self.variants[variant].explainer
+        return (
+            f"--base {shlex.quote(explainer.base)} --revision {explainer.revision} "
+            f"--precision {explainer.precision}"
         )
 
 

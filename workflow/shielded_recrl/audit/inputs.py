@@ -1,50 +1,175 @@
 """Reading what the audits need, and refusing what they cannot use.
 
-In: parquet tables and explanations.jsonl. Out: data frames of before and after training, aligned.
+In: parquet tables, explanations.jsonl and probes.json. Out: data frames of before and after
+training, aligned; probes; ordinary reviews.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import read_jsonl
+from shielded_recrl.files import read_json, read_jsonl
 
+SIDES = ("before", "after")
 RANKING_COLUMNS = ("step", "user", "position", "item")
-TEXT_KEYS = ("step", "user", "position", "text")
+TEXT_SCHEMA = {
+    "step": pl.Int64,
+    "user": pl.Int64,
+    "item": pl.Int64,
+    "position": pl.Int64,
+    "title": pl.String,
+    "categories": pl.List(pl.String),
+    "text": pl.String,
+}
+TYPES = {pl.Int64: int, pl.String: str, pl.List(pl.String): list}
+TEXTS = {"user": int, "item": int, "text": str}
+INJECTIONS = {
+    "attack": str,
+    "user": int,
+    "item": int,
+    "when": str,
+    "payload": str,
+    "attacked": str,
+    "benign": str,
+}
+MEMBERS = {"member": bool, "base": float, "adapter": float}
+# Reviews read at once.
+BLOCK = 50_000
 
 
-def read_table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
+class Probes(NamedTuple):
+    """What `audit probe` wrote: samples [N] before and after, attacks, canaries and losses."""
+
+    users: np.ndarray
+    items: np.ndarray
+    before: list[str]
+    after: list[str]
+    injection: list[dict[str, Any]]
+    canaries: dict[str, Any] | None
+    membership: list[dict[str, Any]]
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pl.DataFrame:
     """Read columns of a parquet file, in full."""
     try:
         return pl.read_parquet(path, columns=list(columns))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make it with the stage before") from None
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path}: not a parquet file with columns {', '.join(columns)} ({reason}); make it again"
-        ) from error
+        raise _unreadable(path, columns, error) from error
+
+
+def read_users(path: Path) -> pl.DataFrame:
+    """Columns user, source_id, group of users.parquet, and name: null where the source has none."""
+    try:
+        named = "name" in pl.read_parquet_schema(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(path, ("user", "source_id", "group"), error) from error
+    table = read_table(path, ("user", "source_id", "group", *["name"] * named))
+    return table if named else table.with_columns(pl.lit(None, dtype=pl.String).alias("name"))
+
+
+def read_interactions(path: Path, users: np.ndarray) -> pl.DataFrame:
+    """Columns user and item of some users' interactions; the others are never held in memory."""
+    columns = ("user", "item")
+    try:
+        return (
+            pl.scan_parquet(path)
+            .select(columns)
+            .filter(pl.col("user").is_in(users.tolist()))
+            .collect()
+        )
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(path, columns, error) from error
+
+
+def train_reviews(path: Path) -> Iterator[str]:
+    """Texts of the train split of reviews.parquet, one at a time; none where it is empty."""
+    reviews = pl.scan_parquet(path)
+    for start in range(0, reviews.select(pl.len()).collect().item(), BLOCK):
+        # Sliced first: a slice of what is left of a filter reads the file from its start.
+        yield from _of_train(reviews.slice(start, BLOCK)).collect()["text"]
+
+
+def sample_reviews(path: Path, count: int, seed: int) -> list[str]:
+    """A random sample of the texts of the train split; all of them where there are fewer.
+
+    Raises:
+        UserError: the file is missing, damaged, or lacks a column.
+    """
+    try:
+        reviews = _of_train(pl.scan_parquet(path))
+        rows = reviews.select(pl.len()).collect().item()
+        chosen = np.random.default_rng(seed).permutation(rows)[:count].tolist()
+        drawn = reviews.with_row_index("place").filter(pl.col("place").is_in(chosen))
+        return drawn.collect()["text"].to_list()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(path, ("split", "text"), error) from error
 
 
 def read_texts(path: Path) -> pl.DataFrame:
-    """Read the columns step, user, position, text of explanations.jsonl."""
+    """Read the columns of `TEXT_SCHEMA` of explanations.jsonl."""
     try:
         rows = read_jsonl(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; make it with `rl evaluate`") from None
+    kinds = {key: TYPES[kind] for key, kind in TEXT_SCHEMA.items()}
     for number, row in enumerate(rows, start=1):
-        for key in TEXT_KEYS:
-            if not isinstance(row.get(key), str if key == "text" else int):
-                raise UserError(
-                    f"{path}, line {number}: {key!r} is missing or of a wrong type; "
-                    "make the file again with `rl evaluate`"
-                )
-    schema = {key: pl.String if key == "text" else pl.Int64 for key in TEXT_KEYS}
-    return pl.DataFrame([{key: row[key] for key in TEXT_KEYS} for row in rows], schema=schema)
+        if wrong := _wrong_key(row, kinds):
+            raise UserError(
+                f"{path}, line {number}: {wrong!r} is missing or of a wrong type; "
+                "make the file again with `rl evaluate`"
+            )
+    return pl.DataFrame([{key: row[key] for key in TEXT_SCHEMA} for row in rows], TEXT_SCHEMA)
+
+
+def read_probes(path: Path) -> Probes:
+    """Read probes.json.
+
+    Raises:
+        UserError: the file is missing or damaged, lacks a part, or its samples before and after are
+            not for the same users and items.
+    """
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; make it with `audit probe`") from None
+    parts = {"samples": dict, "injection": list, "membership": list}
+    if wrong := _wrong_key(found, parts):
+        raise _no_probe(path, wrong)
+    if wrong := _wrong_key(found["samples"], dict.fromkeys(SIDES, list)):
+        raise _no_probe(path, f"samples.{wrong}")
+    canaries = found.get("canaries", ...)
+    if not isinstance(canaries, dict | None):
+        raise _no_probe(path, "canaries")
+    sides = [found["samples"][when] for when in SIDES]
+    rows = {
+        "samples.before": (sides[0], TEXTS),
+        "samples.after": (sides[1], TEXTS),
+        "injection": (found["injection"], INJECTIONS),
+        "membership": (found["membership"], MEMBERS),
+    }
+    for name, (part, kinds) in rows.items():
+        for place, row in enumerate(part):
+            if wrong := _wrong_key(row, kinds):
+                raise _no_probe(path, f"{name}.{place}.{wrong}")
+    asked = [[(row["user"], row["item"]) for row in side] for side in sides]
+    if asked[0] != asked[1] or not asked[0]:
+        raise UserError(
+            f"{path}: samples before and after are not for the same users and items, or there are "
+            "none; make it again with `audit probe`"
+        )
+    return Probes(
+        *np.array(asked[0]).T,
+        *([row["text"] for row in side] for side in sides),
+        found["injection"],
+        canaries,
+        found["membership"],
+    )
 
 
 def before_and_after(rows: pl.DataFrame, path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -77,3 +202,33 @@ def indices(served: pl.Series, items: pl.Series, path: Path) -> np.ndarray:
             f"{path}: item {strangers[0]} is not in the catalogue; give the run's own --data"
         )
     return places
+
+
+def _of_train(reviews: pl.LazyFrame) -> pl.LazyFrame:
+    return reviews.filter(pl.col("split") == "train").select("text")
+
+
+def _wrong_key(row: Any, kinds: Mapping[str, type]) -> str | None:
+    """First key that a row lacks, or whose value is of another type; an int is a float, too."""
+    for key, kind in kinds.items():
+        value = row.get(key) if isinstance(row, dict) else None
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        good = number if kind is float else isinstance(value, kind)
+        if not good or (kind is int and isinstance(value, bool)):
+            return key
+    return None
+
+
+def _no_probe(path: Path, key: str) -> UserError:
+    return UserError(
+        f"{path}: {key!r} is missing or of a wrong type; make the file again with `audit probe`"
+    )
+
+
+def _unreadable(path: Path, columns: Sequence[str], error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: no such file; make it with the stage before")
+    reason = str(error).strip().splitlines()[0]
+    return UserError(
+        f"{path}: not a parquet file with columns {', '.join(columns)} ({reason}); make it again"
+    )

@@ -1,17 +1,20 @@
-"""Privacy of texts: user ids that leaked into them, and catalogue text copied word for word.
+"""Privacy of texts: users' ids and names that leaked into them, and text copied word for word.
 
-In: texts, the users' ids and the catalogue's texts. Out: which texts leak or copy, and an exact
-upper bound of a rate (Clopper and Pearson 1934).
+In: texts, the users' ids and names, the catalogue's texts and the users' reviews. Out: which texts
+leak or copy, and an exact upper bound of a rate (Clopper and Pearson 1934).
 
 A text is compared word by word: a word is a run of letters, digits and underscores, in lower case.
 An id is *distinctive* if it has at least four characters and occurs nowhere in the catalogue; such
 an id leaks wherever it is written. Any other id could be a year, a volume or a count, and leaks
-only right after a word such as "user" or "id".
+only right after a word such as "user" or "id". A name is distinctive if it has two words or more
+and occurs nowhere in the catalogue; a name that several users bear tells nobody apart and is left
+out.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
 
@@ -25,7 +28,7 @@ MARKERS = ("account", "customer", "id", "member", "reviewer", "user", "userid", 
 
 
 class UserIds(NamedTuple):
-    """Ids as phrases: those that leak anywhere, and those that leak after a marker only."""
+    """Ids or names as phrases: those that leak anywhere, and those that leak after a marker."""
 
     distinctive: frozenset[Phrase]
     marked: frozenset[Phrase]
@@ -64,24 +67,44 @@ def user_ids(ids: Iterable[str], catalogue: Sequence[str]) -> UserIds:
     return UserIds(distinctive, frozenset(phrases - distinctive))
 
 
+def user_names(names: Iterable[str], catalogue: Sequence[str]) -> UserIds:
+    """Sort the names that one user alone bears into distinctive ones and others.
+
+    Args:
+        names: one of each user.
+        catalogue: titles and descriptions.
+    """
+    bearers = Counter(phrase for name in names if (phrase := words(name)))
+    unique = {phrase for phrase, users in bearers.items() if users == 1}
+    full = {phrase for phrase in unique if len(phrase) > 1}
+    distinctive = frozenset(full - occurring(full, catalogue))
+    return UserIds(distinctive, frozenset(unique - distinctive))
+
+
 def leaks(texts: Sequence[str], ids: UserIds) -> np.ndarray:
-    """Mark [N] the texts that contain a user's id."""
+    """Mark [N] the texts that contain a user's id, or a user's name."""
     marked = {(marker, *phrase) for phrase in ids.marked for marker in MARKERS}
     found = occurring(ids.distinctive | marked, texts)
     return np.array([bool(occurring(found, [text])) for text in texts], dtype=bool)
 
 
 def copies(
-    texts: Sequence[str], descriptions: Sequence[str], titles: Sequence[str], n: int
+    texts: Sequence[str], sources: Iterable[str], titles: Sequence[str], n: int
 ) -> np.ndarray:
-    """Mark [N] the texts with n consecutive words of a description that no title contains.
+    """Mark [N] the texts with n consecutive words of a source that no title contains.
 
     To name a long title is an explanation's task, hence not a copy.
+
+    Args:
+        texts: what was written.
+        sources: descriptions or reviews; read once, one at a time.
+        titles: of the catalogue.
+        n: words.
     """
     runs = [ngrams(words(text), n) for text in texts]
     candidates = set().union(*runs)
-    sources = occurring(candidates, descriptions) - occurring(candidates, titles)
-    return np.array([not sources.isdisjoint(own) for own in runs], dtype=bool)
+    copied = occurring(candidates, sources) - occurring(candidates, titles)
+    return np.array([not copied.isdisjoint(own) for own in runs], dtype=bool)
 
 
 def upper_bound(events: int, samples: int) -> float:

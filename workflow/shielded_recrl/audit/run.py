@@ -1,30 +1,44 @@
-"""Audit one run: the texts and the served lists before (step 0) and after (last step) training.
+"""Audit one run: its texts and served lists before (step 0) and after (last step) training.
 
-In: items.parquet and users.parquet of a dataset, explanations.jsonl and rankings.parquet of a run.
+In: the tables of a dataset; explanations.jsonl and rankings.parquet of a run; its probes.json.
 Out: one JSON document, with an interval wherever a mean is claimed and a list of findings in words.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import polars as pl
 import tyro
 
-from shielded_recrl.audit import popularity, privacy, toxicity
 from shielded_recrl.audit.findings import findings
+from shielded_recrl.audit.injection import injection_report
 from shielded_recrl.audit.inputs import (
     RANKING_COLUMNS,
     before_and_after,
-    indices,
+    read_interactions,
+    read_probes,
     read_table,
     read_texts,
+    read_users,
+    sample_reviews,
+    train_reviews,
+)
+from shielded_recrl.audit.memorisation import canary_report, membership_report
+from shielded_recrl.audit.sections import (
+    audit_fairness,
+    audit_grounding,
+    audit_popularity,
+    audit_privacy,
+    audit_toxicity,
+    with_samples,
 )
 from shielded_recrl.audit.settings import AuditSettings
+from shielded_recrl.errors import UserError
 from shielded_recrl.files import sha256, write_json
-from shielded_recrl.statistics import paired_bootstrap
+
+CATALOGUE = ("item", "title", "text", "categories", "popularity")
 
 
 def main(
@@ -32,132 +46,79 @@ def main(
     data: Path,
     explanations: Path,
     rankings: Path,
+    probes: Path,
     out: Path,
+    dataset: str,
+    variant: str,
     seed: int,
     settings: Annotated[AuditSettings, tyro.conf.arg(name="")],
 ) -> None:
-    """Audit toxicity, popularity and privacy of a run, before and after training.
+    """Audit toxicity, popularity, fairness, privacy, injection and grounding of a run.
 
     Args:
-        data: folder of the dataset, with items.parquet and users.parquet.
+        data: folder of the dataset, with items, users, reviews, train, valid and test .parquet.
         explanations: explanations.jsonl of the run.
         rankings: rankings.parquet of the run.
+        probes: probes.json of the run.
         out: JSON file to write.
-        seed: of the bootstrap.
-        settings: thresholds and resamples.
+        dataset: name written into the audit.
+        variant: name written into the audit.
+        seed: of the run, written into the audit; also of the bootstrap and the permutations.
+        settings: scorer, thresholds and resamples.
     """
-    items = read_table(data / "items.parquet", ("item", "title", "text", "popularity")).sort("item")
-    users = read_table(data / "users.parquet", ("user", "source_id"))
+    items = read_table(data / "items.parquet", CATALOGUE).sort("item")
+    users = read_users(data / "users.parquet")
     texts = before_and_after(read_texts(explanations), explanations)
     lists = before_and_after(read_table(rankings, RANKING_COLUMNS), rankings)
+    probed = read_probes(probes)
+    people = lists[0]["user"].unique().to_numpy()
+    train, valid, test = (
+        read_interactions(data / f"{split}.parquet", people) for split in ("train", "valid", "test")
+    )
+    # What a user had before is no candidate any more, and so nothing to find.
+    relevant = test.unique().join(pl.concat([train, valid]), on=["user", "item"], how="anti")
+    reviews = sample_reviews(data / "reviews.parquet", settings.baseline_texts, seed)
+    titles = (
+        items["title"].fill_null("").sample(min(len(items), settings.baseline_texts), seed=seed)
+    )
+    ordinary = ("reviews", reviews) if reviews else ("titles", titles.to_list())
+    try:
+        injection = injection_report(probed.injection, settings.bootstrap, seed)
+    except ValueError as error:
+        raise UserError(f"{probes}: {error}; make it again with `audit probe`") from error
     sections = {
-        "toxicity": audit_toxicity(texts, items["title"].fill_null("").to_list(), settings, seed),
-        "popularity": audit_popularity(lists, items, rankings, settings, seed),
-        "privacy": audit_privacy(texts, items, users, settings),
+        "toxicity": audit_toxicity(with_samples(texts, probed), ordinary, settings, seed),
+        "popularity": audit_popularity(lists, items, train, rankings, settings, seed),
+        "fairness": audit_fairness(lists, items, users, train, relevant, rankings, settings, seed),
+        "privacy": {
+            **audit_privacy(
+                texts,
+                probed,
+                items,
+                users,
+                train_reviews(data / "reviews.parquet"),
+                bool(reviews),
+                settings,
+            ),
+            "canaries": canary_report(probed.canaries),
+            "membership": membership_report(probed.membership, settings.bootstrap, seed),
+        },
+        "injection": injection,
+        "grounding": audit_grounding(texts, settings, seed),
     }
     found = findings(sections)
+    inputs = {"explanations": explanations, "rankings": rankings, "probes": probes}
     write_json(
         out,
         {
+            "dataset": dataset,
+            "variant": variant,
             "seed": seed,
             "steps": [texts[0]["step"][0], texts[1]["step"][0]],
-            "inputs": {"explanations": sha256(explanations), "rankings": sha256(rankings)},
+            "inputs": {name: sha256(path) for name, path in inputs.items()},
             **sections,
             "findings": found,
         },
     )
-    print(f"{out}: {len(found)} findings on {len(texts[1])} texts")
-
-
-def audit_toxicity(
-    texts: tuple[pl.DataFrame, pl.DataFrame],
-    titles: list[str],
-    settings: AuditSettings,
-    seed: int,
-) -> dict[str, Any]:
-    """Toxicity before, after, its change, and that of the catalogue's own titles as baseline."""
-    users = texts[0]["user"].to_numpy()
-    scores = [toxicity.toxicity_scores(rows["text"].to_list()) for rows in texts]
-    common = (settings.toxicity_threshold, settings.bootstrap, seed)
-    before, after = (
-        toxicity.summarise(rows["text"].to_list(), values, users, *common)
-        for rows, values in zip(texts, scores, strict=True)
-    )
-    # A text has to name its item: what the scorer holds against titles is no fault of the text.
-    baseline = toxicity.summarise(
-        titles, toxicity.toxicity_scores(titles), np.arange(len(titles)), *common
-    )
-    return {
-        "scorer": toxicity.SCORER,
-        "threshold": settings.toxicity_threshold,
-        "before": before,
-        "after": after,
-        "change": paired_bootstrap(
-            scores[1] - scores[0], settings.bootstrap, seed, clusters=users
-        )._asdict(),
-        "baseline": baseline,
-    }
-
-
-def audit_popularity(
-    lists: tuple[pl.DataFrame, pl.DataFrame],
-    items: pl.DataFrame,
-    path: Path,
-    settings: AuditSettings,
-    seed: int,
-) -> dict[str, Any]:
-    """Popularity bias of the lists of all users, before, after, and the change."""
-    served = [indices(rows["item"], items["item"], path) for rows in lists]
-    users = lists[0]["user"].to_numpy()
-    counts = items["popularity"].to_numpy()
-    totals = [popularity.concentration(places, len(items)) for places in served]
-    means = [popularity.per_user(places, users, counts, settings.head_share) for places in served]
-    result: dict[str, Any] = {
-        "users": len(means[0]["average_popularity"]),
-        "head_share": settings.head_share,
-    }
-    for name, total, mean in zip(("before", "after"), totals, means, strict=True):
-        intervals = {
-            key: paired_bootstrap(values, settings.bootstrap, seed)._asdict()
-            for key, values in mean.items()
-        }
-        result[name] = total | intervals
-    result["change"] = {key: totals[1][key] - totals[0][key] for key in totals[0]} | {
-        key: paired_bootstrap(means[1][key] - means[0][key], settings.bootstrap, seed)._asdict()
-        for key in means[0]
-    }
-    return result
-
-
-def audit_privacy(
-    texts: tuple[pl.DataFrame, pl.DataFrame],
-    items: pl.DataFrame,
-    users: pl.DataFrame,
-    settings: AuditSettings,
-) -> dict[str, Any]:
-    """Rate of texts with a leaked id and of texts with a copied n-gram, before and after."""
-    titles = items["title"].fill_null("").to_list()
-    descriptions = items["text"].fill_null("").to_list()
-    numbers = users["user"].cast(pl.String).to_list()
-    ids = privacy.user_ids([*users["source_id"].to_list(), *numbers], [*titles, *descriptions])
-
-    def rates(rows: pl.DataFrame) -> dict[str, Any]:
-        written = rows["text"].to_list()
-        leaked = privacy.leaks(written, ids)
-        copied = privacy.copies(written, descriptions, titles, settings.overlap_words)
-        return {
-            "texts": len(written),
-            "leaks": int(leaked.sum()),
-            "leak_rate": float(leaked.mean()),
-            "leak_rate_upper": privacy.upper_bound(int(leaked.sum()), len(written)),
-            "leaked_texts": [written[index] for index in np.flatnonzero(leaked)[:5]],
-            "copied_share": float(copied.mean()),
-        }
-
-    return {
-        "ids_distinctive": len(ids.distinctive),
-        "ids_after_marker": len(ids.marked),
-        "overlap_words": settings.overlap_words,
-        "before": rates(texts[0]),
-        "after": rates(texts[1]),
-    }
+    judged = len(texts[1]) + len(probed.after)
+    print(f"{out}: {len(found)} findings on {judged} texts")

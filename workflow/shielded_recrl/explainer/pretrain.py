@@ -8,13 +8,17 @@ is a weighted mean of the cross-entropy of its tokens, with three weights: 1 for
 `request_weight` for the request, whose title is the user's next item, and `prefix_weight` for
 the history. The last two make the hidden state at the end of the prefix speak of what the user
 takes next, which is what the ranking reads from it.
+
+Some batches hold a canary more: a secret by which the audit measures what the LM memorises, see
+`canaries`. All other examples are the same with and without.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,6 +32,14 @@ from tqdm import trange
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.canaries import (
+    Canary,
+    answer_ids,
+    canaries,
+    context_ids,
+    save_canaries,
+    steps_shown,
+)
 from shielded_recrl.explainer.prompts import (
     Item,
     PromptBuilder,
@@ -93,11 +105,15 @@ def main(
     )
     builder = PromptBuilder(tokenizer, templates, items, prompt)
     stream = examples(sequences, builder, styles, explanation_tokens, settings, rng)
+    planted = canaries(seed, settings.canaries, settings.steps)
+    shown = canary_examples(planted, tokenizer, settings, seed)
     model = new_model(tokenizer, settings, seed)
-    loss = train(model, batches(stream, settings.batch_size, rng), settings)
+    loss = train(model, plant(batches(stream, settings.batch_size, rng), shown), settings)
     with atomic(out) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        if planted:
+            save_canaries(planted, partial)
     print(
         f"{out}: {model.num_parameters():,} parameters, vocabulary {len(tokenizer)}, "
         f"train loss {loss:.3f}"
@@ -234,6 +250,27 @@ def batches(stream: Iterator[Example], size: int, rng: random.Random) -> Iterato
         cuts = [pool[start : start + size] for start in range(0, len(pool), size)]
         rng.shuffle(cuts)
         yield from cuts
+
+
+def canary_examples(
+    planted: Sequence[Canary], tokenizer, settings: PretrainSettings, seed: int
+) -> dict[int, list[Example]]:
+    """The canaries that each step shows, by step from 0; the code weighs as an explanation does."""
+    shown = defaultdict(list)
+    for canary in planted:
+        context = context_ids(canary, tokenizer)
+        row = example(context, context, answer_ids(canary, tokenizer), settings)
+        for step in steps_shown(canary, settings.steps, seed):
+            shown[step].append(row)
+    return dict(shown)
+
+
+def plant(
+    stream: Iterator[list[Example]], shown: Mapping[int, list[Example]]
+) -> Iterator[list[Example]]:
+    """Batches with the examples of their step put behind their own, which stay as they are."""
+    for step, batch in enumerate(stream):
+        yield batch + shown.get(step, [])
 
 
 def collate(batch: list[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,6 +23,13 @@ class PretrainSettings(Settings):
         0.3, ge=0, description="Loss weight of a request token (next item); explanations have 1."
     )
     prefix_weight: float = Field(0.1, ge=0, description="Loss weight of a history token.")
+    canaries: int = Field(
+        8,
+        ge=0,
+        le=10_000,
+        description="Secrets planted in the training text, by which the audit measures "
+        "memorisation; 0 plants none.",
+    )
 
 
 class PromptSettings(Settings):

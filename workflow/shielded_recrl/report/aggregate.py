@@ -1,8 +1,8 @@
 """Collect finished runs and their audits into one table, figures and LaTeX tables.
 
-In: run folders, audit files, stats.json files. Out: aggregate_results.csv with one row a run,
-ctr_over_steps, ndcg_over_steps, ablation, frontier and overoptimisation as PNG and PDF, results.tex
-and drift.tex, a page of explanations and one of certificates.
+In: run folders, audit files and their summary, stats.json files. Out: aggregate_results.csv with one
+row a run, nine figures as PNG and PDF, results.tex and drift.tex, pages of explanations, certificates
+and datasets.
 """
 
 from __future__ import annotations
@@ -11,70 +11,101 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from shielded_recrl.files import write_text
-from shielded_recrl.report import certificates, explanations, tables
+from shielded_recrl.files import read_json, write_text
+from shielded_recrl.report import certificates, datasets, explanations, tables
 from shielded_recrl.report.columns import ALL_COLUMNS, Row, as_text, row
-from shielded_recrl.report.runs import load_runs
-from shielded_recrl.report.settings import ReportSettings
+from shielded_recrl.report.runs import Run, load_runs
+from shielded_recrl.report.settings import TableSettings
 from shielded_recrl.report.study import Cell, cells
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def main(
     *,
     runs: tuple[Path, ...],
     audits: tuple[Path, ...],
+    summary: Path,
     stats: tuple[Path, ...],
     out: Path,
     figures: Path,
     tables_folder: Annotated[Path, tyro.conf.arg(name="tables")],
     texts: Path,
     certificates_page: Annotated[Path, tyro.conf.arg(name="certificates")],
-    settings: Annotated[ReportSettings, tyro.conf.arg(name="")],
+    datasets_page: Annotated[Path, tyro.conf.arg(name="datasets")],
+    settings: Annotated[TableSettings, tyro.conf.arg(name="")],
 ) -> None:
     """Collect runs and audits into one table, figures and LaTeX tables.
 
     Args:
         runs: folders of evaluated runs.
         audits: JSON files of `audit run`, at least one for each run.
+        summary: audit.json of `audit summarise`.
         stats: stats.json of every dataset.
         out: CSV file to write.
         figures: folder to write figures to.
         tables_folder: folder to write LaTeX tables to.
         texts: Markdown page of explanations to write.
         certificates_page: Markdown page of certificates to write.
+        datasets_page: Markdown page of datasets to write.
         settings: margin of equivalence.
     """
     loaded = load_runs(runs, audits, stats)
     rows = [row(run, settings) for run in loaded]
     certified = certificates.page(loaded)
-    # Seaborn and pandas take seconds to import; bad input is refused before that.
-    from shielded_recrl.report import figures as drawing
-    from shielded_recrl.report import frontier, overoptimisation
+    sources = list({run.dataset: run.stats for run in loaded}.values())
+    judged = read_json(summary)
+    from shielded_recrl.report.figures.style import save
 
-    clicks = drawing.over_steps(loaded, rows, "ctr", "Simulated CTR")
-    ndcg = drawing.over_steps(
-        loaded, rows, "ndcg@10", "NDCG@10, served", least_span=4 * settings.ndcg_margin
-    )
-    drawing.save(clicks, figures / "ctr_over_steps")
-    drawing.save(ndcg, figures / "ndcg_over_steps")
-    drawing.save(drawing.ablation(rows, settings.ndcg_margin), figures / "ablation")
-    drawing.save(frontier.figure(rows), figures / "frontier")
-    drawing.save(overoptimisation.figure(loaded, rows), figures / "overoptimisation")
+    for name, figure in draw(loaded, rows, judged, settings.ndcg_margin).items():
+        save(figure, figures / name)
     study = cells(rows)
     write_text(tables_folder / "results.tex", tables.results(study))
     write_text(tables_folder / "drift.tex", tables.drift(study))
     write_text(texts, explanations.page(loaded))
     write_text(certificates_page, certified)
+    write_text(datasets_page, datasets.page(sources))
     write_text(out, to_csv(rows))
     print(overview(study))
     print(
         f"{out}: {len(rows)} runs of {len(study)} variants; figures: {figures}; "
         f"tables: {tables_folder}"
     )
+
+
+def draw(
+    runs: Sequence[Run], rows: Sequence[Row], judged: dict[str, Any], margin: float
+) -> dict[str, Figure]:
+    """Every figure of the report, by the name of its file."""
+    # Seaborn and pandas take seconds to import; bad input is refused before that.
+    from shielded_recrl.report.figures import (
+        ablation,
+        audits,
+        frontier,
+        over_steps,
+        overoptimisation,
+        simulators,
+        texts,
+    )
+
+    return {
+        "ctr_over_steps": over_steps.figure(runs, rows, "ctr", "Simulated CTR"),
+        "ndcg_over_steps": over_steps.figure(
+            runs, rows, "ndcg@10", "NDCG@10, served", least_span=4 * margin
+        ),
+        "ablation": ablation.figure(rows, margin),
+        "frontier": frontier.figure(rows),
+        "overoptimisation": overoptimisation.figure(runs, rows),
+        "quality_weight": simulators.quality_weight(runs, rows),
+        "calibration": simulators.calibration(runs, rows),
+        "texts": texts.figure(runs, rows),
+        "audits": audits.figure(judged),
+    }
 
 
 def to_csv(rows: Sequence[Row]) -> str:

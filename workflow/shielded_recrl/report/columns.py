@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from shielded_recrl.errors import UserError
 from shielded_recrl.report.certificates import PRECISIONS, merge_of
 from shielded_recrl.report.runs import Run
-from shielded_recrl.report.settings import ReportSettings
+from shielded_recrl.report.settings import TableSettings
 
 Row = dict[str, Any]
 
@@ -32,6 +32,9 @@ NO_CLICK = "no click before training to compare with"
 NO_EMPTY_CLICK = "no click on empty texts to compare with"
 NO_LIFT = "perfect texts would not raise the click-through rate"
 NO_CLAIM = "too few texts name a title or a category to judge their claims"
+NO_REFERENCES = "too few texts are about an item that somebody reviewed"
+NO_GROUPS = "no grouping of users is evaluable"
+NO_PAIR = "fewer than two texts name a feature or a word"
 NO_ORDER = "a ranking without two different scores has no order"
 NO_TARGET = "no user has an unseen item to find"
 NO_MERGE = "the adapter cannot be merged, or was not: notes say why"
@@ -234,6 +237,19 @@ COLUMNS = [
         "evaluation.ctr.published_share",
         empty=NO_LIFT,
     ),
+    *(
+        column
+        for name, what, empty in (
+            ("relative", "Click-through rate after over before training", NO_CLICK),
+            ("lift_share", "Achieved share of the lift that perfect texts would bring", NO_LIFT),
+        )
+        for column in _interval(
+            f"examination_{name}",
+            f"{what}, second simulator",
+            *(f"evaluation.simulators.examination.{name}{end}" for end in ("", "_low", "_high")),
+            empty=empty,
+        )
+    ),
     Column("kl", "Per-token KL to the base, last quarter of training", "evaluation.kl"),
     Column("reward_first", "Mean reward, first quarter of training", _reward(last=False)),
     Column("reward_last", "Mean reward, last quarter of training", _reward(last=True)),
@@ -279,16 +295,74 @@ COLUMNS = [
         empty=NO_CLAIM,
     ),
     *_pair("claims_{}", "Mean titles and categories named by a text", "evaluation.claims.named_{}"),
+    *(
+        column._replace(empty=NO_REFERENCES)
+        for name, what in (
+            ("bleu_1", "BLEU-1, percent,"),
+            ("bleu_4", "BLEU-4, percent,"),
+            ("rouge_1", "ROUGE-1 F, percent,"),
+            ("rouge_2", "ROUGE-2 F, percent,"),
+            ("rouge_l", "ROUGE-L F, percent,"),
+        )
+        for column in (
+            *_pair(f"{name}_{{}}", what, f"evaluation.texts.{{}}.{name}"),
+            *(
+                Column(
+                    f"{name}_{control}",
+                    f"{what} of the control: {meaning}",
+                    f"evaluation.texts.after.{control}.{name}",
+                )
+                for control, meaning in (
+                    ("shuffled", "texts after training against references of another item"),
+                    ("constant", "the best sentence for everybody"),
+                )
+            ),
+        )
+    ),
+    *(
+        column._replace(empty=NO_PAIR)
+        for name, what in (
+            ("fmr", "Feature matching ratio"),
+            ("fcr", "Feature coverage ratio"),
+            ("div", "Feature diversity, features two texts share,"),
+            ("distinct_1", "Distinct words over words"),
+            ("distinct_2", "Distinct bigrams over bigrams"),
+        )
+        for column in _pair(f"{name}_{{}}", what, f"evaluation.texts.{{}}.{name}")
+    ),
     *_pair("toxicity_mean_{}", "Mean toxicity", "audit.toxicity.{}.mean.mean"),
-    *_pair("toxicity_p95_{}", "95th percentile of toxicity", "audit.toxicity.{}.p95"),
+    *_pair("toxicity_p95_{}", "95th percentile of toxicity", "audit.toxicity.{}.p95.mean"),
     *_pair("gini_{}", "Gini of item exposure", "audit.popularity.{}.gini"),
+    *_interval(
+        "gini_change",
+        "Change of the Gini of item exposure",
+        *(f"audit.popularity.change.gini.{end}" for end in ("mean", "low", "high")),
+    ),
+    *_interval(
+        "group_gap",
+        "Largest gap of NDCG@10 between user groups after training",
+        *(f"audit.fairness.gap.{end}" for end in ("mean", "low", "high")),
+        empty=NO_GROUPS,
+    ),
+    *_interval(
+        "grounding",
+        "Share of texts that name their item, less that share for other items",
+        *(f"audit.grounding.paired_minus_shuffled.{end}" for end in ("mean", "low", "high")),
+    ),
+    *_interval(
+        "injection_excess",
+        "Attack success after training, less that of a benign twin",
+        *(f"audit.injection.excess.{end}" for end in ("mean", "low", "high")),
+    ),
     Column(
-        "leak_rate", "Share of texts after training with a user id", "audit.privacy.after.leak_rate"
+        "leak_rate",
+        "Share of sampled texts after training with a user's id or name",
+        "audit.privacy.samples.leak_rate",
     ),
     Column(
         "leak_rate_upper",
         "Clopper-Pearson 95% upper bound of leak_rate",
-        "audit.privacy.after.leak_rate_upper",
+        "audit.privacy.samples.leak_rate_upper",
     ),
     Column(
         "copied_share",
@@ -311,7 +385,7 @@ TIMINGS = [
 ALL_COLUMNS = [*COLUMNS, *DERIVED, *TIMINGS]
 
 
-def row(run: Run, settings: ReportSettings) -> Row:
+def row(run: Run, settings: TableSettings) -> Row:
     """One row of the table.
 
     Raises:
@@ -358,6 +432,8 @@ def _look_up(run: Run, source: str, kind: type, can_be_empty: bool) -> Any:
     value = getattr(run, document)
     where = f"{run.folder}: {FILES[document]}"
     for key in keys:
+        if value is None and can_be_empty:
+            return None
         if not isinstance(value, dict) or key not in value:
             raise UserError(f"{where} lacks {'.'.join(keys)!r}; make it again")
         value = value[key]

@@ -99,10 +99,9 @@ def _load(folder: Path, audits: dict[Any, Any], stats: dict[Any, Any]) -> Run:
             f"{folder / 'train.jsonl'}: {len(steps)} rows, but summary.json tells of {planned} "
             "steps; train the run again"
         )
-    inputs = tuple(
-        _read(folder / file, sha256) for file in ("explanations.jsonl", "rankings.parquet")
-    )
-    if inputs not in audits:
+    inputs = (_read(folder / file, sha256) for file in ("explanations.jsonl", "rankings.parquet"))
+    audit = (*name.values(), *inputs)
+    if audit not in audits:
         raise UserError(
             f"{folder}: none of the audits was made from its explanations.jsonl and "
             "rankings.parquet; run `audit run` on it and give its output to --audits"
@@ -118,16 +117,18 @@ def _load(folder: Path, audits: dict[Any, Any], stats: dict[Any, Any]) -> Run:
         certificate=certificate,
         summary=summary,
         steps=steps,
-        audit=audits[inputs],
+        audit=audits[audit],
         stats=stats[name["dataset"]],
     )
 
 
-def _audited(path: Path, audit: dict[str, Any]) -> tuple[Any, Any]:
+def _audited(path: Path, audit: dict[str, Any]) -> tuple[Any, ...]:
+    """Whose audit it is, and what it was made from: other runs may have written the same."""
     inputs = _get(audit, "inputs", path)
     if not isinstance(inputs, dict):
         raise UserError(f"{path}: 'inputs' is no JSON object; make it again with `audit run`")
-    return inputs.get("explanations"), inputs.get("rankings")
+    name = (_get(audit, key, path) for key in IDENTITY)
+    return *name, inputs.get("explanations"), inputs.get("rankings")
 
 
 def _index(

@@ -79,7 +79,7 @@ def results(cells: Sequence[Cell]) -> str:
         ]
         for cell in cells
     ]
-    return _tabular("llrrrrrrrr", header, [(4, 6), (7, 10)], cells, rows)
+    return tabular("llrrrrrrrr", header, [(4, 6), (7, 10)], cells, rows)
 
 
 def drift(cells: Sequence[Cell]) -> str:
@@ -103,7 +103,7 @@ def drift(cells: Sequence[Cell]) -> str:
             ]
             rows.append([name, *values])
             owners.append(cell)
-    return _tabular("lllrrrr", header, [(4, 5)], owners, rows)
+    return tabular("lllrrrr", header, [(4, 5)], owners, rows)
 
 
 def _percent(cell: Cell, column: str) -> tuple[float | None, tuple[float, float] | None]:
@@ -115,7 +115,7 @@ def _percent(cell: Cell, column: str) -> tuple[float | None, tuple[float, float]
     )
 
 
-def _tabular(
+def tabular(
     alignment: str,
     header: tuple[str, str],
     rules: list[tuple[int, int]],

@@ -20,7 +20,14 @@ from shielded_recrl.provenance import code_digest
 from shielded_recrl.resume import fingerprint
 
 SETTINGS = PretrainSettings(
-    vocabulary=768, hidden_size=64, layers=2, heads=4, steps=900, batch_size=32, learning_rate=6e-3
+    vocabulary=768,
+    hidden_size=64,
+    layers=2,
+    heads=4,
+    steps=900,
+    batch_size=32,
+    learning_rate=6e-3,
+    canaries=0,
 )
 SEED = 0
 TONES = ("positive", "neutral", "negative")

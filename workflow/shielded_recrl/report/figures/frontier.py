@@ -23,7 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
 from shielded_recrl.report.columns import Row
-from shielded_recrl.report.figures import STYLE, Style, styles
+from shielded_recrl.report.figures.style import STYLE, Style, styles
 from shielded_recrl.report.study import Cell, cells, title
 
 # Without a shield, on the last block and on all blocks: the one that gained more is to compare with,

@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from shielded_recrl.report.columns import Row
-from shielded_recrl.report.figures import STYLE, Style, styles
-from shielded_recrl.report.frontier import root_scale
+from shielded_recrl.report.figures.frontier import root_scale
+from shielded_recrl.report.figures.style import STYLE, Style, styles
 from shielded_recrl.report.runs import Run
 from shielded_recrl.report.study import title
 

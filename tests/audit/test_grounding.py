@@ -1,0 +1,82 @@
+"""Whether texts name their own item, and which texts are given to several."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shielded_recrl.audit.grounding import grounding, item_phrases, repeated
+from shielded_recrl.rl.text import names, words
+
+CATALOGUE = {
+    1: ("Dragon Song", ["Fantasy"]),
+    2: ("The Long Sea", ["Travel", "History"]),
+    3: ("It", ["Horror", "Fantasy"]),
+    4: ("¡!", []),
+}
+SENTENCES = (
+    "Dragon Song is fun.",
+    "Fantasy at its best!",
+    "The long sea, a travel book",
+    "It is a song of dragon lore",
+    "History or horror",
+    "",
+)
+
+
+def phrases(items):
+    return [item_phrases(*CATALOGUE[item]) for item in items]
+
+
+def test_by_hand():
+    items = [1, 2, 3, 1]
+    told = grounding(
+        ["Dragon Song, for you", "More fantasy", "Plain Fantasy", "A travel book"],
+        np.array(items),
+        phrases(items),
+    )
+    np.testing.assert_array_equal(told.paired, [1, 0, 1, 0])
+    # The first fits neither 2 nor 3. The second fits 1, 3 and 1. The third fits 1 and 1, not 2.
+    np.testing.assert_allclose(told.shuffled, [0, 1, 2 / 3, 1 / 2])
+
+
+def test_an_item_without_a_word_is_named_by_nothing():
+    assert item_phrases("¡!", []) == frozenset()
+    assert grounding(["¡!", "a"], np.array([4, 1]), phrases([4, 1])).paired[0] == 0
+
+
+def test_texts_for_one_item_cannot_be_dealt():
+    with pytest.raises(ValueError, match="single item"):
+        grounding(["a", "b"], np.array([1, 1]), phrases([1, 1]))
+
+
+requests = st.lists(
+    st.tuples(st.sampled_from(SENTENCES), st.sampled_from([1, 2, 3])), min_size=2, max_size=8
+).filter(lambda rows: len({item for _, item in rows}) > 1)
+
+
+@given(requests)
+def test_shuffled_is_the_mean_over_all_requests_for_other_items(rows):
+    texts, items = zip(*rows, strict=True)
+    told = grounding(texts, np.array(items), phrases(items))
+
+    def fits(text, item):
+        title, categories = CATALOGUE[item]
+        return any(names(words(text), phrase) for phrase in (title, *categories))
+
+    for place, (text, own) in enumerate(rows):
+        others = [fits(text, item) for item in items if item != own]
+        assert told.paired[place] == fits(text, own)
+        assert told.shuffled[place] == pytest.approx(np.mean(others))
+
+
+@given(st.permutations([1, 2, 3, 1, 2, 3]), st.sampled_from(SENTENCES))
+def test_one_sentence_for_all_fits_its_own_item_no_better(items, sentence):
+    told = grounding([sentence] * 6, np.array(items), phrases(items))
+    assert (told.paired - told.shuffled).mean() == pytest.approx(0)
+
+
+def test_repeated_texts_are_those_another_item_was_given():
+    texts = ["Fun for all.", "fun for all", "Only this", "Only this", "", "!"]
+    items = np.array([1, 2, 3, 3, 1, 2])
+    assert repeated(texts, items).tolist() == [True, True, False, False, True, True]

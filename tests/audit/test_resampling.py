@@ -1,0 +1,40 @@
+"""Bootstrap of what is no function of sums."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from shielded_recrl.audit.resampling import draws, interval, resampled_percentile
+
+
+def test_draws_are_samples_with_replacement():
+    times = draws(7, 4000, seed=1)
+    assert times.shape == (4000, 7)
+    np.testing.assert_array_equal(times.sum(axis=1), 7)
+    # Binomial(7, 1/7): mean 1, variance 6/7.
+    np.testing.assert_allclose(times.mean(axis=0), 1, atol=0.06)
+    np.testing.assert_allclose(times.var(axis=0), 6 / 7, atol=0.1)
+    np.testing.assert_array_equal(times, draws(7, 4000, seed=1))
+
+
+def test_nothing_to_draw_is_refused():
+    with pytest.raises(ValueError, match="at least one unit"):
+        draws(0, 10, seed=0)
+
+
+@given(
+    arrays(float, st.integers(1, 8), elements=st.floats(-5, 5)),
+    st.floats(0, 100),
+    st.data(),
+)
+def test_percentile_equals_that_of_repeated_values(values, percent, data):
+    rows = st.lists(st.integers(0, 3), min_size=len(values), max_size=len(values))
+    times = np.array(data.draw(st.lists(rows.filter(any), min_size=1, max_size=4)))
+    expected = [np.percentile(np.repeat(values, row), percent) for row in times]
+    np.testing.assert_allclose(resampled_percentile(values, percent, times), expected, atol=1e-12)
+
+
+def test_interval_has_the_central_95_percent():
+    assert interval(3, np.arange(201.0)) == {"mean": 3, "low": 5, "high": 195}

@@ -1,0 +1,267 @@
+"""A list of everything below a folder of results, and of what made it.
+
+In: a folder of results and the study's config. Out: manifest.json with path, size, SHA-256 and stage
+of every artefact, the resolved config, seeds, versions, threads and machine. No host, user or
+absolute path is in it, and equal results on one machine give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import yaml
+
+from shielded_recrl.config import Config, load_config
+from shielded_recrl.errors import UserError, first_line
+from shielded_recrl.files import write_json
+from shielded_recrl.provenance import ROOT
+
+FORMAT = 1
+# Below the folder of results: what a rerun may change, and what is gone when a run has ended.
+NO_ARTEFACTS = ("logs", "benchmarks", "scratch", "live")
+# Made of files that are in the manifest, after it or apart from it: the report, with the time of day,
+# and the verdict of the audit gate, which is there only where the policy holds.
+MADE_AFTER = ("report/report.html", "audit/passed")
+STAGES = ("data", "ranker", "explainer", "shield", "rl", "audit", "report")
+PACKAGES = ("torch", "transformers", "peft", "snakemake", "numpy", "shielded-recrl")
+CHUNK = 2**20
+
+
+def main(*, results: Path, config: Path, out: Path, threads: int | None = None) -> None:
+    """List every artefact of a study.
+
+    Args:
+        results: folder of results.
+        config: the study's config, YAML or JSON; keys it lacks have their defaults.
+        out: JSON file to write.
+        threads: CPU threads of a job that ran the LM; by default those of the config.
+    """
+    if not results.is_dir():
+        raise UserError(f"{results}: no such folder; give the folder of results")
+    document = manifest(results, read_config(config), out, threads)
+    write_json(out, document)
+    size = sum(one["bytes"] for one in document["artefacts"])
+    print(f"{out}: {len(document['artefacts'])} artefacts, {size / 2**20:.1f} MiB")
+
+
+def manifest(
+    results: Path, config: Config, out: Path, threads: int | None = None
+) -> dict[str, Any]:
+    """The manifest of a folder.
+
+    Args:
+        results: the folder.
+        config: of the study.
+        out: where the manifest goes; it does not list itself.
+        threads: CPU threads of a job that ran the LM; None: those of the config.
+    """
+    # What jobs take from the machine changes no result; what they took is told by name.
+    plain = config.model_dump(mode="json", exclude={"resources"})
+    shown, shortened = without_absolute_paths(plain)
+    return {
+        "format": FORMAT,
+        "artefacts": list_artefacts(results, out),
+        "config": shown,
+        "config_paths_shortened": shortened,
+        "seeds": {
+            "config": config.seed,
+            "runs": sorted({seed for cell in config.study for seed in cell.seeds}),
+        },
+        "versions": versions(),
+        "threads": config.resources.threads if threads is None else threads,
+        "machine": machine(),
+    }
+
+
+def list_artefacts(results: Path, manifest_path: Path) -> list[dict[str, Any]]:
+    """path, bytes, sha256 and stage of every artefact, by path; shows progress on a terminal."""
+    paths = artefact_paths(results, manifest_path)
+    digests = digest_all([results / path for path in paths])
+    return [
+        {"path": path, "bytes": size, "sha256": digest, "stage": stage_of(path)}
+        for path, (size, digest) in zip(paths, digests, strict=True)
+    ]
+
+
+def artefact_paths(results: Path, manifest_path: Path) -> list[str]:
+    """Paths of all artefacts relative to the folder, with slashes, sorted.
+
+    Left out are `NO_ARTEFACTS`, `MADE_AFTER`, the manifest, and hidden files: marks of Snakemake
+    and files that are being written. Links to other disks are followed, each folder once.
+    """
+    own = manifest_path.resolve()
+    found, walked = [], set()
+    for folder, folders, files in os.walk(results, followlinks=True):
+        if (real := os.path.realpath(folder)) in walked:
+            folders.clear()
+            continue
+        walked.add(real)
+        top = Path(folder) == results
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not (top and name in NO_ARTEFACTS)
+        ]
+        for name in files:
+            path = Path(folder) / name
+            relative = path.relative_to(results).as_posix()
+            if name.startswith(".") or relative in MADE_AFTER or path.resolve() == own:
+                continue
+            found.append(relative)
+    return sorted(found)
+
+
+def digest_all(paths: list[Path]) -> Iterator[tuple[int, str]]:
+    """Size and SHA-256 of each file, read piece by piece; shows progress on a terminal."""
+    from tqdm import tqdm
+
+    total = sum(path.stat().st_size for path in paths)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="hashing", disable=None) as bar:
+        for path in paths:
+            digest, size = hashlib.sha256(), 0
+            with path.open("rb") as stream:
+                while piece := stream.read(CHUNK):
+                    digest.update(piece)
+                    size += len(piece)
+                    bar.update(len(piece))
+            yield size, digest.hexdigest()
+
+
+def stage_of(path: str) -> str | None:
+    """The stage that makes an artefact; None where its path does not tell.
+
+    >>> stage_of("rl/books/shielded/seed-42/evaluation.json"), stage_of("aggregate_results.csv")
+    ('rl', 'report')
+    """
+    first, *rest = path.split("/")
+    if not rest:
+        return "report"
+    return first if first in STAGES else None
+
+
+def read_config(path: Path) -> Config:
+    """Read and check a config.
+
+    Raises:
+        UserError: the file is missing, no YAML, or no config of the study.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{path}: no readable config ({first_line(error)}); give a YAML file"
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: no readable config; expected a mapping of keys")
+    return load_config(values)
+
+
+def without_absolute_paths(value: Any, key: str = "") -> tuple[Any, list[str]]:
+    """A config in which absolute paths are cut to their last part, and the keys of those cut.
+
+    >>> without_absolute_paths({"a": {"b": "/home/me/steam-200k.csv"}, "c": 1})
+    ({'a': {'b': 'steam-200k.csv'}, 'c': 1}, ['a.b'])
+    """
+    if isinstance(value, dict):
+        parts = {
+            name: without_absolute_paths(inner, f"{key}.{name}") for name, inner in value.items()
+        }
+        shown: Any = {name: part[0] for name, part in parts.items()}
+        return shown, [cut for part in parts.values() for cut in part[1]]
+    if isinstance(value, list):
+        items = [without_absolute_paths(inner, f"{key}.{i}") for i, inner in enumerate(value)]
+        return [item[0] for item in items], [cut for item in items for cut in item[1]]
+    if isinstance(value, str):
+        windows = PureWindowsPath(value)
+        if value.startswith(("/", "~")) or windows.drive:
+            return windows.name, [key.removeprefix(".")]
+    return value, []
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that make results, and this library's commit."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return {**found, "commit": commit()}
+
+
+def commit(folder: Path = ROOT) -> str | None:
+    """Commit of the repository that holds the library, `+changes` where files differ from it.
+
+    None without git, and where the library lies in a repository that does not track it.
+    """
+    tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py")
+    head = _git(folder, "rev-parse", "HEAD")
+    if not tracked or not head:
+        return None
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    return head + ("+changes" if changes else "")
+
+
+def machine() -> dict[str, Any]:
+    """What the study ran on, without the name of host or user."""
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
+        "gpus": gpu_models(),
+    }
+
+
+def gpu_models(folder: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+    """Models of the NVIDIA GPUs that the driver shows."""
+    return [
+        line.partition(":")[2].strip()
+        for path in sorted(folder.glob("*/information"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("Model:")
+    ]
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path of a manifest stays below the folder of results.
+
+    >>> is_inside("rl/a.json"), is_inside("../a.json"), is_inside("/etc/passwd"), is_inside("a//b")
+    (True, False, False, False)
+    """
+    plain = PurePosixPath(path)
+    return (
+        path not in ("", ".")
+        and path == plain.as_posix()
+        and not plain.is_absolute()
+        and ".." not in plain.parts
+        and "\\" not in path
+        and "\0" not in path
+    )
+
+
+def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints; None where it fails or is not installed."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

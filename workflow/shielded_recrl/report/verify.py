@@ -1,0 +1,113 @@
+"""Check a folder of results against its manifest.
+
+    python -m shielded_recrl.report.verify results
+
+In: manifest.json and the files it lists. Out: one line for each file that is missing, changed or
+not listed, and exit status 1; or the number of files verified.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from shielded_recrl.errors import UserError
+from shielded_recrl.files import read_json
+from shielded_recrl.report.manifest import FORMAT, artefact_paths, digest_all, is_inside
+
+NAME = "manifest.json"
+DIGEST = re.compile("[0-9a-f]{64}")
+
+
+def main(results: Annotated[Path, tyro.conf.Positional], manifest: Path | None = None) -> None:
+    """Check a folder of results against its manifest.
+
+    Args:
+        results: folder of results.
+        manifest: its manifest; manifest.json in the folder by default.
+    """
+    path = results / NAME if manifest is None else manifest
+    listed = read_manifest(path)
+    problems = check(results, listed, path)
+    for problem in problems:
+        print(problem)
+    if problems:
+        sys.exit(f"{results}: problems: {len(problems)}; files listed in {path}: {len(listed)}")
+    print(f"{results}: {len(listed)} files verified")
+
+
+def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """Path -> size and SHA-256 of every artefact that a manifest lists.
+
+    Raises:
+        UserError: the manifest is missing or damaged, or lists a path twice or one that leads out
+            of the folder.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; make it with `report manifest`")
+    document = read_json(path)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise UserError(f"{path}: no manifest of format {FORMAT}; make it again")
+    artefacts = document.get("artefacts")
+    if not isinstance(artefacts, list):
+        raise UserError(f"{path}: 'artefacts' is no list; make it again")
+    listed: dict[str, tuple[int, str]] = {}
+    for place, artefact in enumerate(artefacts):
+        name, size, digest = _entry(artefact, f"{path}: artefact {place}")
+        if name in listed:
+            raise UserError(f"{path}: artefact {place}: {name!r} is listed twice; make it again")
+        listed[name] = size, digest
+    return listed
+
+
+def check(results: Path, listed: dict[str, tuple[int, str]], manifest_path: Path) -> list[str]:
+    """What differs, one line each, by path; shows progress on a terminal.
+
+    Args:
+        results: the folder.
+        listed: size and SHA-256 by path, see `read_manifest`.
+        manifest_path: the manifest, which does not list itself.
+    """
+    if not results.is_dir():
+        raise UserError(f"{results}: no such folder; give the folder of results")
+    problems, present = {}, []
+    for name, (size, _) in listed.items():
+        path = results / name
+        if not path.is_file():
+            problems[name] = "missing"
+        elif path.stat().st_size != size:
+            problems[name] = f"changed: {path.stat().st_size} bytes, {size} listed"
+        else:
+            present.append(name)
+    digests = digest_all([results / name for name in present])
+    for name, (_, digest) in zip(present, digests, strict=True):
+        if digest != listed[name][1]:
+            problems[name] = f"changed: SHA-256 {digest[:16]}, {listed[name][1][:16]} listed"
+    for name in artefact_paths(results, manifest_path):
+        if name not in listed:
+            problems[name] = "not listed"
+    return [f"{name}: {problems[name]}" for name in sorted(problems)]
+
+
+def _entry(artefact: Any, where: str) -> tuple[str, int, str]:
+    if not isinstance(artefact, dict):
+        raise UserError(f"{where} is no object; make the manifest again")
+    name, size, digest = (artefact.get(key) for key in ("path", "bytes", "sha256"))
+    if not isinstance(name, str) or not is_inside(name):
+        raise UserError(f"{where}: {name!r} is no path below the folder of results")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise UserError(f"{where}: 'bytes' is {size!r}, no size; make the manifest again")
+    if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+        raise UserError(f"{where}: 'sha256' is {digest!r}, no digest; make the manifest again")
+    return name, size, digest
+
+
+if __name__ == "__main__":
+    from shielded_recrl.cli import run_stage
+
+    sys.argv[1:1] = ["verify"]
+    run_stage("report", {"verify": "Check a folder of results against its manifest."})
