@@ -11,13 +11,14 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from figure_checks import check_layout
 from shielded_recrl.config import Config
 from shielded_recrl.files import read_json, write_json
+from shielded_recrl.report import explanations
+from shielded_recrl.report.aggregate import draw, main
+from shielded_recrl.report.columns import TIMINGS, row
 from shielded_recrl.report.figures import ablation, over_steps
 from shielded_recrl.report.figures import style as figures
-from shielded_recrl.report import explanations
-from shielded_recrl.report.aggregate import main
-from shielded_recrl.report.columns import TIMINGS, row
 from shielded_recrl.report.runs import load_runs
 from shielded_recrl.report.settings import TableSettings
 
@@ -210,6 +211,18 @@ def test_drawing_leaves_the_defaults_of_matplotlib_alone(drawn):
     over_steps.figure(*drawn, "ctr", "y")
     ablation.figure(drawn[1], 0.01)
     assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("more", [0, 14])
+def test_no_figure_is_cut_off_or_illegible(extended, more):
+    study = extended(*(("books", f"variant_{number}", 42) for number in range(more)))
+    runs = load_runs(study.runs, study.audits, study.stats)
+    for some in (runs, runs[-1:]):
+        rows = [row(one, TableSettings()) for one in some]
+        drawn = draw(some, rows, read_json(study.summary), 0.01)
+        assert set(drawn) == set(FIGURES)
+        for figure in drawn.values():
+            check_layout(figure)
 
 
 def test_one_run_is_enough(study, tmp_path):

@@ -1,12 +1,16 @@
 """LaTeX text, and seeds taken together."""
 
 import re
+import shutil
+import subprocess
 
 import pytest
 
+from evidence import reaudit, write_outcomes
+from shielded_recrl.report import significance
 from shielded_recrl.report.columns import row
 from shielded_recrl.report.runs import load_runs
-from shielded_recrl.report.settings import ReportSettings
+from shielded_recrl.report.settings import TableSettings
 from shielded_recrl.report.study import Cell, cells, title
 from shielded_recrl.report.tables import between, drift, escape, number, results
 
@@ -14,7 +18,7 @@ from shielded_recrl.report.tables import between, drift, escape, number, results
 @pytest.fixture
 def grouped(study):
     runs = load_runs(study.runs, study.audits, study.stats)
-    return cells([row(run, ReportSettings()) for run in runs])
+    return cells([row(run, TableSettings()) for run in runs])
 
 
 def test_escape():
@@ -97,3 +101,58 @@ def test_results_show_means_over_seeds(grouped):
     low = min(r["ctr_relative_low"] for r in cell.rows)
     assert f"${100 * (mean - 1):+.1f}$ [${100 * (low - 1):+.1f}$" in line
     assert "Amazon reviews, 400 users (synthetic data) & no\\_proj & 3" in results(grouped)
+
+
+DOCUMENT = r"""\documentclass{article}
+\usepackage{booktabs}
+\usepackage{graphicx}
+\begin{document}
+%s
+\end{document}
+"""
+
+
+@pytest.fixture
+def compared(study, tmp_path):
+    """significance.tex of the runs on Books."""
+    texts = {(user, 1, 1): (0.3 + 0.01 * user, 0.2, 0.5) for user in range(8)}
+    runs, audits = (
+        [path for path in paths if "books" in path.parts] for paths in (study.runs, study.audits)
+    )
+    for place, (run, audit) in enumerate(zip(runs, audits, strict=True)):
+        own = {key: (clicks + 0.01 * place, *rest) for key, (clicks, *rest) in texts.items()}
+        write_outcomes(run, own, dict.fromkeys(range(8), 0.001 * place))
+        reaudit(run, audit)
+    significance.main(
+        runs=tuple(runs),
+        audits=tuple(audits),
+        stats=tuple(study.stats),
+        out=tmp_path / "significance.csv",
+        table_path=tmp_path / "significance.tex",
+        page_path=tmp_path / "significance.md",
+        seed=42,
+    )
+    return (tmp_path / "significance.tex").read_text()
+
+
+@pytest.mark.skipif(
+    not (shutil.which("pdflatex") or shutil.which("tectonic")),
+    reason="neither pdflatex nor tectonic is on PATH",
+)
+def test_latex_takes_every_table(grouped, compared, tmp_path):
+    tables = {"results": results(grouped), "drift": drift(grouped), "significance": compared}
+    for name, text in tables.items():
+        (tmp_path / f"{name}.tex").write_text(text, encoding="utf-8")
+    # Scaled to the page: how wide a table may be is for its document to say.
+    body = "\n\\clearpage\n".join(
+        rf"\noindent\resizebox{{\textwidth}}{{!}}{{\input{{{n}}}}}" for n in tables
+    )
+    (tmp_path / "all.tex").write_text(DOCUMENT % body, encoding="utf-8")
+    options = ["-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape"]
+    command = ["pdflatex", *options] if shutil.which("pdflatex") else ["tectonic"]
+    done = subprocess.run(
+        [*command, "all.tex"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert (tmp_path / "all.pdf").read_bytes().startswith(b"%PDF")
+    assert "Overfull" not in done.stdout

@@ -11,13 +11,17 @@ from safetensors import safe_open
 
 from shielded_recrl.files import read_json, read_jsonl, sha256
 from shielded_recrl.markdown import in_cell
+from shielded_recrl.report.verify import check, read_manifest
 
 pytestmark = pytest.mark.slow
 
 RUNS = [("books", "shielded", "1"), ("books", "no_proj", "1"), ("steam", "shielded", "1")]
 RUN = "results/rl/books/shielded/seed-1"
 CHECKPOINT = "results/scratch/rl/books/shielded/seed-1/checkpoint.safetensors"
-FIGURES = ("ctr_over_steps", "ndcg_over_steps", "ablation", "frontier", "overoptimisation")
+FIGURES = (
+    *("ctr_over_steps", "ndcg_over_steps", "ablation", "frontier", "overoptimisation"),
+    *("quality_weight", "calibration", "texts", "audits"),
+)
 OF_THE_MACHINE = dict.fromkeys(("seconds", "tokens_per_second", "memory_mb"))
 STEPS = 8
 ONE_RUN = {"study": [{"dataset": "books", "variants": ["shielded"], "seeds": [1]}]}
@@ -55,7 +59,7 @@ def test_figures_tables_logs_and_benchmarks_are_there(tiny):
         sentence = in_cell(read_json(tiny.folder / run / "certificate.json")["sentence"])
         names = f"| {dataset} | `{variant}` | {seed} |"
         assert any(line.startswith(names) and sentence in line for line in page.splitlines())
-    for name in ("results", "drift"):
+    for name in ("results", "drift", "significance"):
         assert r"\begin{tabular}" in (report / f"tables/{name}.tex").read_text()
     for stage in ("data", "ranker", "explainer", "shield", "rl", "audit", "report"):
         logs = list((tiny.folder / "results/logs" / stage).rglob("*.log"))
@@ -75,11 +79,30 @@ def test_second_run_has_nothing_to_do(tiny):
     assert "Nothing to be done" in tiny.run().stderr
 
 
-def test_report_is_one_page_with_the_figures(twin):
-    twin.run("--report", "report.html")
-    page = twin.read("report.html")
-    for name in ("aggregate_results.csv", *FIGURES):
-        assert name in page
+def test_results_are_those_of_the_manifest(tiny):
+    path = tiny.folder / "results/manifest.json"
+    listed = read_manifest(path)
+    assert {"aggregate_results.csv", "success_criteria.csv", "audit/audit.json"} <= listed.keys()
+    assert check(tiny.folder / "results", listed, path) == []
+
+
+def test_every_criterion_has_a_verdict_on_every_dataset(tiny):
+    table = list(csv.DictReader(tiny.read("results/success_criteria.csv").splitlines()))
+    names = {row["criterion"] for row in table}
+    assert {"ctr_rises_claims", "ctr_rises_examination", "ndcg_flat", "policy_holds"} < names
+    assert len(table) == 2 * len(names)
+    assert {row["verdict"] for row in table} <= {"met", "failed", "not evaluable"}
+    completed = [row for row in table if row["criterion"] == "ablations_completed"]
+    assert {row["verdict"] for row in completed} == {"met"}
+
+
+def test_gate_names_what_breaks_the_policy_and_writes_nothing(twin):
+    # 0.1% of the texts may offend: no audit of so few can show that.
+    twin.edit("resources/policy.yaml", "below: 0.20", "below: 0.001")
+    stopped = twin.run("results/audit/passed", check=False)
+    assert stopped.returncode != 0
+    assert "breaks toxicity_mean < 0.001" in stopped.stderr
+    assert not (twin.folder / "results/audit/passed").exists()
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,30 @@ import yaml
 pytestmark = pytest.mark.slow
 
 LIBRARY = "workflow/shielded_recrl"
-TABLE = {
-    "Collect all runs into results/aggregate_results.csv, figures and tables",
-    "Table, figures and LaTeX tables are up to date",
+# What looks at all runs together, and so runs again with any of them.
+SUMMARY = {
+    "summarise_audits": "Judge all audits by resources/policy.yaml",
+    "aggregate": "Collect all runs into results/aggregate_results.csv, figures and tables",
+    "significance": "Test every variant against shielded",
+    "criteria": "Judge the success criteria",
+    "pages": "Turn the pages of the report into HTML",
+    "manifest": "List every artefact with its checksum in results/manifest.json",
+    "all": "Table, figures, pages and release folders are up to date",
 }
+ONCE = dict.fromkeys(SUMMARY, 1)
+
+
+def again(runs):
+    """Jobs that follow the training of so many runs."""
+    after = ("train_policy", "evaluate_policy", "probe_policy", "audit_policy", "model_card")
+    return dict.fromkeys(after, runs) | ONCE
+
+
+def jobs_of(name):
+    """Messages of the jobs of one run."""
+    return {f"{does} {name}" for does in ("Train", "Evaluate", "Probe", "Audit")} | {
+        f"Write the model card of {name}"
+    }
 
 
 def test_moved_folder_reruns_nothing(twin):
@@ -36,26 +56,12 @@ def test_ppo_maths_rerun_training_and_what_follows(twin):
         "rewards = -kl_weight * k1(logp, reference)",
         "rewards = -2 * kl_weight * k1(logp, reference)",
     )
-    rules = twin.plan().rules
-    assert rules == {
-        "train_policy": 3,
-        "evaluate_policy": 3,
-        "audit_policy": 3,
-        "aggregate": 1,
-        "all": 1,
-    }
+    assert twin.plan().rules == again(3)
 
 
 def test_read_out_reruns_what_measures_drift_on_it(twin):
     plan = twin.plan(changes={"ranking": {"weight_decay": 0.2}})
-    assert plan.rules == {
-        "fit_readout": 2,
-        "train_policy": 3,
-        "evaluate_policy": 3,
-        "audit_policy": 3,
-        "aggregate": 1,
-        "all": 1,
-    }
+    assert plan.rules == {"fit_readout": 2} | again(3)
 
 
 def test_basis_setting_leaves_runs_without_bases_alone(twin):
@@ -74,40 +80,35 @@ def test_dataset_setting_reruns_that_dataset_alone(twin):
         "init_lora": 1,
         "fit_readout": 1,
         "collect_bases": 1,
-        "train_policy": 2,
-        "evaluate_policy": 2,
-        "audit_policy": 2,
-        "aggregate": 1,
-        "all": 1,
-    }
-    assert [job for job in plan.jobs if job not in TABLE and "books" not in job] == []
+    } | again(2)
+    others = plan.jobs.keys() - SUMMARY.values()
+    assert [job for job in others if "books" not in job] == []
 
 
-def test_new_seed_adds_its_three_jobs(twin):
+def test_new_seed_adds_its_own_jobs(twin):
     study = yaml.safe_load(twin.read("tests/tiny.yaml"))["study"]
     study[0]["variants"].remove("no_proj")
     study.append({"dataset": "books", "variants": ["no_proj"], "seeds": [1, 2]})
     plan = twin.plan(changes={"study": study})
-    assert plan.jobs.keys() == TABLE | {
-        "Train no_proj on books, seed 2",
-        "Evaluate no_proj on books, seed 2",
-        "Audit no_proj on books, seed 2",
-    }
+    assert plan.jobs.keys() == {*SUMMARY.values()} | jobs_of("no_proj on books, seed 2")
     assert set(plan.jobs.values()) == {1}
 
 
 def test_margin_of_the_report_reruns_the_table(twin):
     plan = twin.plan(changes={"report": {"ndcg_margin": 0.02}})
-    assert plan.rules == {"aggregate": 1, "all": 1}
+    once = ("aggregate", "criteria", "pages", "manifest", "all")
+    assert plan.rules == dict.fromkeys(once, 1)
+
+
+def test_policy_reruns_the_verdicts_and_no_audit(twin):
+    twin.edit("resources/policy.yaml", "below: 0.20", "below: 0.19")
+    once = ("summarise_audits", "aggregate", "criteria", "pages", "manifest", "all")
+    assert twin.plan().rules == dict.fromkeys(once, 1)
 
 
 def test_setting_of_one_variant_reruns_that_variant(twin):
     plan = twin.plan(changes={"variants": {"no_proj": {"rl": {"kl_weight": 0.1}}}})
-    assert plan.jobs.keys() == TABLE | {
-        "Train no_proj on books, seed 1",
-        "Evaluate no_proj on books, seed 1",
-        "Audit no_proj on books, seed 1",
-    }
+    assert plan.jobs.keys() == {*SUMMARY.values()} | jobs_of("no_proj on books, seed 1")
 
 
 def test_machine_settings_rerun_nothing(twin):

@@ -47,7 +47,7 @@ def test_snakefile_is_a_table_of_contents():
 
 
 def test_there_are_rules_to_look_at():
-    assert len(rules()) == 21
+    assert len(rules()) == 22
 
 
 @pytest.mark.parametrize(("text", "path"), rules())

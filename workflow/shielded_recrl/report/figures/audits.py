@@ -15,14 +15,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from shielded_recrl.report.figures.style import STYLE, Style, styles
+from shielded_recrl.report.figures.style import STYLE, Style, legend, styles
 
 FORBIDDEN = "#F6D5D5"
+BROKEN = "#A01818"
 COLUMNS = 4
 
 
 def figure(summary: Mapping[str, Any]) -> Figure:
     """Figure of each run with its interval, the side of the bound that breaks the line in red.
+
+    Hollow markers are broken lines: also those of too few samples, whatever the figure.
 
     Args:
         summary: audit.json of `audit summarise`.
@@ -33,7 +36,7 @@ def figure(summary: Mapping[str, Any]) -> Figure:
     height = -(-len(lines) // COLUMNS)
     with mpl.rc_context(STYLE):
         drawn = Figure(
-            figsize=(7.2, 0.7 + height * (0.75 + 0.19 * len(rows))), layout="constrained"
+            figsize=(7.2, 0.4 + height * (0.85 + 0.19 * len(rows))), layout="constrained"
         )
         panels = drawn.subplots(height, COLUMNS, squeeze=False, sharey=True).ravel()
         for axes, line in zip(panels, lines.values(), strict=False):
@@ -45,11 +48,13 @@ def figure(summary: Mapping[str, Any]) -> Figure:
                 range(len(rows)), [f"{dataset}, {variant}" for dataset, variant in rows]
             )
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
+        seed = {"color": "black", "marker": "o", "markersize": 3.5, "markeredgewidth": 0.8}
         handles = [
-            Line2D([], [], color="black", marker="o", markersize=3, label="one seed, 95% interval"),
-            Patch(color=FORBIDDEN, label="breaks the line"),
+            Line2D([], [], **seed, label="one seed, 95% interval"),
+            Line2D([], [], **seed, markerfacecolor="white", label="line broken"),
+            Patch(color=FORBIDDEN, label="side that breaks it"),
         ]
-        drawn.legend(handles=handles, loc="outside lower center", ncols=2)
+        legend(drawn, handles, 3)
     return drawn
 
 
@@ -60,23 +65,37 @@ def _panel(
     rows: list[tuple[str, str]],
     style: Style,
 ) -> None:
+    missing: dict[int, list[bool | None]] = {}
     for place, row in enumerate(rows):
         verdicts = [
             run["verdicts"][line["name"]] for run in runs if (run["dataset"], run["variant"]) == row
         ]
         colour, marker = style[row[1]]
         for number, verdict in enumerate(verdicts):
-            if verdict["value"] is None:
-                axes.text(0.5, place, "not evaluable", fontsize=5.5, va="center", ha="center",
-                          transform=axes.get_yaxis_transform())  # fmt: skip
-                break
             # Seeds side by side, so that equal ones stay apart.
-            height = place + 0.22 * (number - (len(verdicts) - 1) / 2)
+            height = place + min(0.22, 0.8 / len(verdicts)) * (number - (len(verdicts) - 1) / 2)
+            if verdict["value"] is None:
+                missing.setdefault(place, []).append(verdict["holds"])
+                continue
             axes.hlines(height, verdict["low"], verdict["high"], color=colour, linewidth=1.1)
-            axes.plot(verdict["value"], height, color=colour, marker=marker, markersize=3)
+            axes.plot(
+                *(verdict["value"], height),
+                **{"marker": marker, "markersize": 3.5, "markeredgewidth": 0.8, "color": colour},
+                markerfacecolor="white" if verdict["holds"] is False else colour,
+            )
     bound = line["bound"]
     bounds = (-bound, bound) if line["absolute"] else (bound,)
-    low, high = axes.get_xlim()
+    for place, found in missing.items():
+        # No figure is no verdict only where the data have none; elsewhere it breaks the line.
+        broken = False in found
+        axes.text(
+            *(0.5, place, "not shown" if broken else "not evaluable"),
+            **{"fontsize": 6, "va": "center", "ha": "center", "zorder": 3},
+            color=BROKEN if broken else "black",
+            transform=axes.get_yaxis_transform(),
+        )
+    # Without a figure the axis would run from 0 to 1, whatever the bound.
+    low, high = axes.get_xlim() if axes.lines else (0.0, bound or 1.0)
     room = 0.08 * (max(high, *bounds) - min(low, *bounds))
     low, high = min(low, *bounds) - room, max(high, *bounds) + room
     if line["direction"] == "above":
@@ -86,6 +105,17 @@ def _panel(
         if line["absolute"]:
             axes.axvspan(low, -bound, color=FORBIDDEN, zorder=0)
     axes.set_xlim(low, high)
-    axes.set_title(line["name"].replace("_", " "))
+    axes.set_title(f"{line['name'].replace('_', ' ')}\n{_condition(line)}", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.grid(visible=False, axis="y")
+
+
+def _condition(line: Mapping[str, Any]) -> str:
+    """What the worse end of the interval has to keep.
+
+    >>> _condition({"bound": 0.02, "direction": "below", "absolute": True})
+    'within ±0.02'
+    """
+    if line["absolute"]:
+        return f"within ±{line['bound']:g}"
+    return f"{'<' if line['direction'] == 'below' else '>'} {line['bound']:g}"

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from shielded_recrl.report.columns import Row
-from shielded_recrl.report.figures.style import STYLE, Style, styles
+from shielded_recrl.report.figures.style import STYLE, Style, legend, styles
 from shielded_recrl.report.runs import Run
 from shielded_recrl.report.study import title
 
@@ -47,7 +47,7 @@ def figure(
     )
     titles = {row["dataset"]: title(row) for row in rows}
     with mpl.rc_context(STYLE):
-        drawn = Figure(figsize=(max(3.4, 0.4 + 2.4 * len(titles)), 2.9), layout="constrained")
+        drawn = Figure(figsize=(max(3.4, 0.4 + 2.4 * len(titles)), 2.65), layout="constrained")
         panels = drawn.subplots(1, len(titles), squeeze=False)[0]
         for axes, (dataset, name) in zip(panels, titles.items(), strict=True):
             own = points[points["dataset"] == dataset]
@@ -65,8 +65,7 @@ def figure(
         ]
         if key == "ndcg@10":
             handles.append(Line2D([], [], color="black", linestyle="--", label="SASRec alone"))
-        columns = min(len(handles), 2 * len(titles) + 1)
-        drawn.legend(handles=handles, loc="outside lower center", ncols=columns)
+        legend(drawn, handles, 2 * len(titles) + 1)
     return drawn
 
 

@@ -15,11 +15,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
 
 from shielded_recrl.report.columns import Row
 from shielded_recrl.report.figures.frontier import root_scale
-from shielded_recrl.report.figures.style import STYLE, Style, styles
+from shielded_recrl.report.figures.style import STYLE, Style, legend, styles
 from shielded_recrl.report.runs import Run
 from shielded_recrl.report.study import title
 
@@ -91,18 +90,17 @@ def figure(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
     titles = {row["dataset"]: title(row) for row in rows}
     paths = {name: [path(run) for run in runs if run.dataset == name] for name in titles}
     with mpl.rc_context(STYLE):
-        drawn = Figure(figsize=(max(3.8, 0.4 + 2.9 * len(titles)), 4.2), layout="constrained")
+        drawn = Figure(figsize=(max(3.8, 0.4 + 2.9 * len(titles)), 3.9), layout="constrained")
         panels = drawn.subplots(1, len(titles), squeeze=False, sharey=True)[0]
         for axes, (dataset, name) in zip(panels, titles.items(), strict=True):
             _panel(axes, paths[dataset], style)
             axes.set_title(name.replace(" (", "\n("))
             axes.set_xlabel("KL to the base, nats per token")
         panels[0].set_ylabel("Gain, share of what is attainable")
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+        panels[0].yaxis.set_major_formatter(lambda share, _: f"{100 * share:.6g}%")
         found = any(one.found for group in paths.values() for one in group)
         handles = _handles(style, found)
-        columns = min(len(handles), 2 * len(titles))
-        drawn.legend(handles=handles, loc="outside lower center", ncols=columns)
+        legend(drawn, handles, 2 * len(titles) + 1)
     return drawn
 
 

@@ -16,11 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from shielded_recrl.report.columns import Row
-from shielded_recrl.report.figures.style import STYLE, Style, styles
+from shielded_recrl.report.figures.style import STYLE, Style, legend, styles
 from shielded_recrl.report.runs import Run
 from shielded_recrl.report.study import title
 
 GREY = "#4D4D4D"
+TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SMALL: dict[str, Any] = {"fontsize": 6.5, "va": "top", "linespacing": 1.3}
 
 
 def quality_weight(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
@@ -44,10 +46,10 @@ def quality_weight(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
                     if (run.dataset, run.variant) == (dataset, variant)
                 ]
                 if chosen:
-                    _band(axes, np.array(chosen), style[variant])
-            axes.set_xlabel("weight of quality")
-            axes.set_ylabel("CTR after / before")
-        drawn.legend(handles=_handles(style), loc="outside lower center", ncols=6)
+                    # Many bands on each other would hide the lines.
+                    _band(axes, np.array(chosen), style[variant], min(0.18, 0.9 / len(style)))
+        _name(panels, "Weight of quality", "CTR after / before")
+        legend(drawn, _handles(style), 6)
     return drawn
 
 
@@ -56,7 +58,7 @@ def calibration(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
 
     Grey is the simulator's own probability, the noise of sessions; a colour the click model of the
     reward, of each variant. A dot is a bin of one run, its area the share of its sessions; the
-    numbers are expected calibration errors, means over runs.
+    numbers are expected calibration errors, the smallest and the largest of all runs.
 
     Args:
         runs: the runs, sorted.
@@ -66,23 +68,25 @@ def calibration(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
         drawn, panels, style = _grid(runs, rows)
         for (dataset, simulator), axes in panels.items():
             axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=(0, (4, 2)))
-            errors: dict[str, list[float]] = {}
+            errors: dict[str, list[float]] = {"reward": [], "own": []}
             for run in reversed([run for run in runs if run.dataset == dataset]):
                 found = run.evaluation["calibration"][simulator]
                 colour, marker = style[run.variant]
-                _bins(axes, found["own"]["after"], GREY, ".")
+                _bins(axes, found["own"]["after"], GREY, "o")
                 _bins(axes, found["reward"]["after"], colour, marker)
-                for name, source in (("own", "own"), (run.variant, "reward")):
-                    errors.setdefault(name, []).append(found[source]["after"]["ece"])
-            lines = [f"{name} {np.mean(values):.3f}" for name, values in reversed(errors.items())]
-            axes.text(0.03, 0.97, "\n".join(["ECE", *lines]), transform=axes.transAxes, **SMALL)
-            axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="P(click), foretold", ylabel="click rate")
-        own = Line2D([], [], color=GREY, marker=".", linestyle="", label="simulator's own")
-        drawn.legend(handles=[own, *_handles(style, line="")], loc="outside lower center", ncols=6)
+                for source, values in errors.items():
+                    values.append(found[source]["after"]["ece"])
+            lines = [f"ECE, {source} {_range(values)}" for source, values in errors.items()]
+            axes.text(0.04, 0.96, "\n".join(lines), transform=axes.transAxes, **SMALL)
+            axes.set(xlim=(0, 1), ylim=(0, 1), xticks=TICKS, yticks=TICKS)
+            axes.set_xticklabels([f"{tick:g}" for tick in TICKS])
+            axes.set_yticklabels([f"{tick:g}" for tick in TICKS])
+        _name(panels, "P(click), foretold", "Click rate")
+        own = Line2D(
+            [], [], color=GREY, marker="o", markersize=4, linestyle="", label="simulator's own"
+        )
+        legend(drawn, [own, *_handles(style, line="")], 6)
     return drawn
-
-
-SMALL: dict[str, Any] = {"fontsize": 6, "va": "top", "linespacing": 1.3}
 
 
 def _grid(
@@ -92,7 +96,7 @@ def _grid(
     titles = {row["dataset"]: title(row) for row in rows}
     simulators = list(runs[0].evaluation["simulators"])
     drawn = Figure(
-        figsize=(max(3.6, 0.4 + 2.3 * len(titles)), 0.8 + 2.1 * len(simulators)),
+        figsize=(max(3.6, 0.4 + 2.3 * len(titles)), 0.6 + 2.0 * len(simulators)),
         layout="constrained",
     )
     axes = drawn.subplots(len(simulators), len(titles), squeeze=False, sharex=True, sharey="row")
@@ -102,10 +106,27 @@ def _grid(
         for column, dataset in enumerate(titles)
     }
     for (dataset, simulator), one in panels.items():
-        first = simulator == simulators[0]
-        name = titles[dataset].replace(" (", "\n(") if first else ""
-        one.set_title(f"{name}\n{simulator}" if first else simulator)
+        if simulator == simulators[0]:
+            one.set_title(titles[dataset].replace(" (", "\n("))
     return drawn, panels, styles([run.variant for run in runs])
+
+
+def _name(panels: dict[tuple[str, str], Axes], x: str, y: str) -> None:
+    """Labels at the outer axes alone, with the simulator of each row."""
+    (left, _), (_, last) = next(iter(panels)), list(panels)[-1]
+    for (dataset, simulator), axes in panels.items():
+        axes.set_xlabel(x if simulator == last else "")
+        axes.set_ylabel(f"{y},\nsimulator {simulator}" if dataset == left else "")
+
+
+def _range(values: Sequence[float]) -> str:
+    """Smallest and largest value; one number where they read alike.
+
+    >>> _range([0.0571, 0.0624]), _range([0.0041, 0.0042])
+    ('0.057 to 0.062', '0.004')
+    """
+    ends = dict.fromkeys(f"{end:.3f}" for end in (min(values), max(values)))
+    return " to ".join(ends)
 
 
 def _points(run: Run, simulator: str) -> list[list[float]]:
@@ -120,12 +141,12 @@ def _points(run: Run, simulator: str) -> list[list[float]]:
     ]
 
 
-def _band(axes: Axes, points: np.ndarray, style: tuple[str, Any]) -> None:
+def _band(axes: Axes, points: np.ndarray, style: tuple[str, Any], alpha: float) -> None:
     """Mean over seeds of points [S, W, 4], and the hull of their intervals."""
     colour, marker = style
     weights, means = points[0, :, 0], points[:, :, 1].mean(axis=0)
     low, high = points[:, :, 2].min(axis=0), points[:, :, 3].max(axis=0)
-    axes.fill_between(weights, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.fill_between(weights, low, high, color=colour, alpha=alpha, linewidth=0)
     axes.plot(weights, means, color=colour, marker=marker, markersize=4, linewidth=1.4)
 
 

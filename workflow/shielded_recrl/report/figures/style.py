@@ -1,7 +1,7 @@
 """What all figures share: style, colours, and files whose bytes depend on the numbers alone.
 
-A variant has the same colour and marker in every figure and every study. The first colours are those of Wong
-2011; the next were chosen one by one to be furthest, in CIELAB, from those before under normal,
+A variant has the same colour and marker in every figure and every study. The first colours are those
+of Wong 2011; the next were chosen one by one to be furthest, in CIELAB, from those before under normal,
 protan, deutan and tritan vision (Machado et al. 2009).
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from shielded_recrl.files import atomic
@@ -76,6 +77,21 @@ def styles(variants: Sequence[str]) -> Style:
         name: (COLOURS[places[name] % len(COLOURS)], MARKERS[places[name] % len(MARKERS)])
         for name in dict.fromkeys(variants)
     }
+
+
+def legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
+    """A legend below the panels, of at most so many columns, as fit; the figure grows by its rows.
+
+    A study may have any number of variants: a legend of fixed columns is cut off, and one of many
+    rows takes the panels' room.
+    """
+    for number in range(min(columns, len(handles)), 0, -1):
+        drawn = figure.legend(handles=handles, loc="outside lower center", ncols=number)
+        box = drawn.get_window_extent()
+        if box.width <= figure.bbox.width or number == 1:
+            break
+        drawn.remove()
+    figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -14,17 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from shielded_recrl.report.columns import Row
-from shielded_recrl.report.figures.style import STYLE, Style, styles
+from shielded_recrl.report.figures.style import STYLE, Style, legend, styles
 from shielded_recrl.report.runs import Run
 from shielded_recrl.report.study import title
 
-# What is drawn of each run: key, label, marker face, and the place beside the middle of its row.
-SCORES = (
-    ("texts", "own references", "full", 0.0),
-    ("shuffled", "references of other items (control)", "none", 0.16),
-    ("constant", "best constant sentence (control)", "x", -0.16),
-)
-MARKS = {"full": "o", "none": "o", "x": "x"}
+GREY = "#4D4D4D"
+# Controls after training: label, marker, and the place beside the middle of a run's row.
+CONTROLS = {
+    "shuffled": ("references of other items (control)", "o", 0.18),
+    "constant": ("best constant sentence (control)", "x", -0.18),
+}
 
 
 def figure(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
@@ -39,14 +38,17 @@ def figure(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
     groups = {name: [run for run in runs if run.dataset == name] for name in titles}
     with mpl.rc_context(STYLE):
         drawn = Figure(
-            figsize=(max(4.0, 0.6 + 2.4 * len(titles)), 1.3 + 0.2 * max(map(len, groups.values()))),
+            figsize=(
+                max(4.0, 0.6 + 2.4 * len(titles)),
+                0.95 + 0.2 * max(map(len, groups.values())),
+            ),
             layout="constrained",
         )
         panels = drawn.subplots(1, len(titles), squeeze=False)[0]
         for axes, (dataset, group) in zip(panels, groups.items(), strict=True):
             axes.set_title(titles[dataset].replace(" (", "\n("))
             _panel(axes, group, style)
-        drawn.legend(handles=_handles(), loc="outside lower center", ncols=2)
+        legend(drawn, _handles(), 2)
     return drawn
 
 
@@ -59,35 +61,40 @@ def _panel(axes: Axes, runs: Sequence[Run], style: Style) -> None:
         return
     for place, run in enumerate(scored):
         before, after = (run.evaluation["texts"][when] for when in ("before", "after"))
-        colour, _ = style[run.variant]
+        colour, marker = style[run.variant]
         axes.annotate(
             "",
             (after["rouge_l"], place),
             (before["rouge_l"], place),
             arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.1},
         )
-        for key, _, face, shift in SCORES:
-            score = after["rouge_l"] if key == "texts" else after[key]["rouge_l"]
-            axes.plot(score, place + shift, **_mark(face, colour))
+        # An arrow alone does not widen the axis: its tail may lie outside.
+        axes.plot(before["rouge_l"], place, **_mark("|", colour, size=7))
+        axes.plot(after["rouge_l"], place, **_mark(marker, colour))
+        for key, (_, control, shift) in CONTROLS.items():
+            axes.plot(after[key]["rouge_l"], place + shift, **_mark(control, colour, hollow=True))
     axes.set_yticks(range(len(scored)), [f"{run.variant}, {run.seed}" for run in scored])
     axes.set_ylim(len(scored) - 0.5, -0.5)
     axes.set_xlabel("ROUGE-L F, percent")
     axes.grid(visible=False, axis="y")
 
 
-def _mark(face: str, colour: str) -> dict[str, Any]:
+def _mark(marker: Any, colour: str, hollow: bool = False, size: float = 4.5) -> dict[str, Any]:
     return {
-        "marker": MARKS[face],
-        "markersize": 4,
+        "marker": marker,
+        "markersize": size,
         "color": colour,
         "linestyle": "",
-        "markerfacecolor": "none" if face == "none" else colour,
+        "markerfacecolor": "none" if hollow else colour,
     }
 
 
 def _handles() -> list[Line2D]:
-    grey = "#4D4D4D"
     return [
-        Line2D([], [], color=grey, marker=r"$\rightarrow$", linestyle="", label="before to after"),
-        *(Line2D([], [], label=label, **_mark(face, grey)) for _, label, face, _ in SCORES),
+        Line2D([], [], label="before training", **_mark("|", GREY, size=7)),
+        Line2D([], [], label="after training", **_mark("D", GREY)),
+        *(
+            Line2D([], [], label=label, **_mark(marker, GREY, hollow=True))
+            for label, marker, _ in CONTROLS.values()
+        ),
     ]
