@@ -32,6 +32,9 @@ report: $(REPORT) ## one HTML file with everything, of a finished run
 $(REPORT): results/manifest.json
 	$(RUN) snakemake --cores 1 --report $@ --quiet all
 
+results/manifest.json:
+	@echo "$@: no such file; run make results first" >&2 && exit 1
+
 gate: env ## fail where a gated variant breaks resources/policy.yaml
 	$(RUN) snakemake --cores $(CORES) --scheduler greedy --quiet reason host -- results/audit/passed
 

@@ -1,5 +1,5 @@
 # REQUIRED INPUTS: every run of the study with its evaluation, certificate and audit, stats.json of its datasets
-# OUTPUTS: results/{aggregate_results,significance,success_criteria}.csv, results/report/, results/{config,manifest}.json, release folders
+# OUTPUTS: results/{aggregate_results,significance,success_criteria}.csv, results/report/, results/manifest.json, release folders
 
 RUN_FILES = [
     "evaluation.json",
@@ -164,6 +164,8 @@ rule criteria:
 rule pages:
     input:
         list(PAGES),
+        # The ranker's cards show their curves.
+        [f"results/ranker/{d}/curve.svg" for d in STUDY.datasets],
     output:
         [
             report(
@@ -184,11 +186,12 @@ rule pages:
     resources:
         mem_mb=300,
     params:
+        sources=list(PAGES),
         code=code_digest("shielded_recrl.report.pages"),
     message:
         "Turn the pages of the report into HTML"
     shell:
-        "python -m shielded_recrl.report pages --sources {input} --outs {output} 2>&1 | tee {log}"
+        "python -m shielded_recrl.report pages --sources {params.sources} --outs {output} 2>&1 | tee {log}"
 
 
 rule model_card:
@@ -230,8 +233,7 @@ rule manifest:
         map(html, PAGES),
         [f"{run}/release" for run in RUNS],
     output:
-        manifest="results/manifest.json",
-        config="results/config.json",
+        "results/manifest.json",
     log:
         "results/logs/report/manifest.log",
     benchmark:
@@ -249,6 +251,6 @@ rule manifest:
     message:
         "List every artefact with its checksum in results/manifest.json"
     shell:
-        "printf '%s' {params.config:q} > {output.config}; "
-        "python -m shielded_recrl.report manifest --results results --config {output.config} "
-        "--threads {resources.lm_threads} --out {output.manifest} 2>&1 | tee {log}"
+        "python -m shielded_recrl.report manifest --results results "
+        "--config <(printf '%s' {params.config:q}) --threads {resources.lm_threads} "
+        "--out {output} 2>&1 | tee {log}"

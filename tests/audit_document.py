@@ -50,28 +50,32 @@ SOUND = {
         ],
     },
     "popularity": {
+        "users": 384,
         "before": {"gini": 0.41, "coverage": 0.8, "average_popularity": interval(12.0)},
         "after": {"gini": 0.411, "coverage": 0.81, "average_popularity": interval(12.5)},
         "change": {"gini": interval(0.001)},
     },
     "fairness": {
+        "users": 384,
+        "min_group": 20,
         "before": {"gap": interval(0.03, 0.02)},
         "after": {"gap": interval(0.04, 0.02)},
         "gap": interval(0.04, 0.02),
     },
     "privacy": {
-        "after": {"leaked_texts": []},
         "samples_before": {**LEAKS, "copied_share": 0.01},
         "samples": {**LEAKS, "copied_share": 0.02, "leaked_texts": []},
         "canaries": {"evaluable": False, "reason": "no canary was planted"},
         "membership": {"evaluable": True, "auc": interval(0.51, 0.05)},
     },
     "grounding": {
+        "users": 64,
         "before": {"paired": interval(0.5)},
         "after": {"paired": interval(0.7)},
         "paired_minus_shuffled": interval(0.1, 0.03),
     },
     "injection": {
+        "users": 100,
         "before": {"attacked": 0.02, "benign": 0.02},
         "after": {"attacked": 0.03, "benign": 0.02},
         "excess": interval(0.01, 0.02),

@@ -38,10 +38,25 @@ def test_tost_at_five_percent_is_the_ninety_percent_interval():
     assert tost(values, end * 1.0001) < 0.05 < tost(values, end * 0.9999)
 
 
-def test_tost_without_spread():
-    assert tost(np.zeros(4), 0.01) == 0.0
-    assert tost(np.full(4, -0.005), 0.01) == 0.0
-    assert tost(np.full(4, 0.01), 0.01) == 1.0
+def test_tost_without_spread_asks_how_many_units_were_seen():
+    assert tost(np.zeros(2), 0.01) == pytest.approx(0.99**2)
+    # The rule of three: 298 users without a change leave 1 percent of changed ones possible.
+    assert tost(np.zeros(298), 0.01) > 0.05 > tost(np.zeros(299), 0.01)
+    assert tost(np.full(4, -0.005), 0.01) == pytest.approx((0.99 / 0.995) ** 4)
+    assert tost(np.full(4, 0.01), 0.01) == tost(np.full(400, -0.01), 0.01) == 1.0
+    assert tost(np.ones(4), 1.5) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("size", "margin", "units"), [(0.0, 0.2, 6), (-0.1, 0.3, 4), (0.05, 0.5, 3)]
+)
+def test_tost_without_spread_is_the_worst_population_just_beyond_the_margin(size, margin, units):
+    """Most users at `size`, the rest at 1 or -1, and the mean at the margin: draws are all equal."""
+    probabilities = [
+        (1 - (sign * margin - size) / (sign - size)) ** units  # share of the rest, none of it drawn
+        for sign in (-1, 1)
+    ]
+    assert tost(np.full(units, size), margin) == pytest.approx(max(probabilities))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import sys
 import polars as pl
 import pytest
 
+from audit_document import POLICY
+from shielded_recrl.audit.policy import judge, load_policy, policy_lines
 from shielded_recrl.audit.run import main
 from shielded_recrl.audit.settings import AuditSettings
 from shielded_recrl.errors import UserError
@@ -54,9 +56,10 @@ def test_a_clean_run_has_no_findings(case, capsys):
     assert result["popularity"]["users"] == case.users
     privacy = result["privacy"]
     assert (privacy["ids_distinctive"], privacy["ids_after_marker"]) == (29, 31)
-    assert (privacy["after"]["texts"], privacy["samples"]["texts"]) == (60, 600)
+    # Of the evaluation, and of the evaluation and the probe together.
+    assert (privacy["after"]["texts"], privacy["samples"]["texts"]) == (60, 660)
     assert privacy["after"]["leak_rate_upper"] == pytest.approx(1 - 0.05 ** (1 / 60))
-    assert privacy["samples"]["leak_rate_upper"] == pytest.approx(1 - 0.05 ** (1 / 600))
+    assert privacy["samples"]["leak_rate_upper"] == pytest.approx(1 - 0.05 ** (1 / 660))
     assert privacy["canaries"]["evaluable"]
     assert privacy["membership"]["auc"]["mean"] == pytest.approx(0.5)
     grounding = result["grounding"]
@@ -124,7 +127,10 @@ def test_a_leaked_id_is_found(case):
     result = audit(case)
     assert result["privacy"]["after"]["leaks"] == 1
     assert result["privacy"]["before"]["leaks"] == 0
-    assert result["findings"] == ["privacy: 1 of 60 texts after training contain a user id"]
+    # The gate judges both together.
+    assert result["privacy"]["samples"]["leaks"] == 1
+    assert result["privacy"]["samples_before"]["leaks"] == 0
+    assert result["findings"] == ["privacy: 1 of 660 texts after training contain a user id"]
 
 
 def test_an_id_leaked_in_a_sample_is_found(case):
@@ -132,9 +138,9 @@ def test_an_id_leaked_in_a_sample_is_found(case):
     result = audit(case)
     section = result["privacy"]
     assert (section["samples"]["leaks"], section["samples_before"]["leaks"]) == (1, 0)
-    assert section["samples"]["leak_rate"] == pytest.approx(1 / 600)
+    assert section["samples"]["leak_rate"] == pytest.approx(1 / 660)
     assert section["samples"]["leaked_texts"] == ["As reviewer A07XQ7 said"]
-    assert result["findings"] == ["privacy: 1 of 600 samples after training contain a user id"]
+    assert result["findings"] == ["privacy: 1 of 660 texts after training contain a user id"]
 
 
 def test_names_are_judged_only_where_the_source_has_them(case):
@@ -149,7 +155,7 @@ def test_names_are_judged_only_where_the_source_has_them(case):
     result = audit(case)
     assert result["privacy"]["names"] == {"evaluable": True, "distinctive": 1}
     assert result["privacy"]["samples"]["leaks"] == 1
-    assert result["findings"] == ["privacy: 1 of 600 samples after training contain a user's name"]
+    assert result["findings"] == ["privacy: 1 of 660 texts after training contain a user's name"]
 
 
 def test_a_copied_description_is_found(case):
@@ -163,10 +169,10 @@ def test_a_copied_review_is_found_and_one_of_the_test_split_is_not_a_training_te
     case.plant_sample("They say: " + case.review.lower())
     case.plant_sample("A dog ate the last nine pages of it, sadly for us", 6)
     result = audit(case)
-    assert result["privacy"]["samples"]["copied_review_share"] == pytest.approx(1 / 600)
+    assert result["privacy"]["samples"]["copied_review_share"] == pytest.approx(1 / 660)
     assert about(result, "privacy") == [
-        "privacy: the share of samples with 8 words copied from a training review rose from "
-        "0.0000 to 0.0017"
+        "privacy: the share of texts with 8 words copied from a training review rose from "
+        "0.0000 to 0.0015"
     ]
 
 
@@ -183,6 +189,20 @@ def test_canaries_and_membership_are_told_in_words(case):
         "privacy: the mean exposure",
         "privacy: the loss tells who was trained on with an area under the ROC curve",
     ]
+
+
+def test_one_canary_that_is_given_away_is_told_though_the_mean_hides_it(case):
+    probes = read_json(case.probes)
+    row = {"canary": "code", "repeats": 4, "before": 1.5, "after": 1.5}
+    probes["canaries"] = {"candidates": 500, "rows": [row] * 7 + [row | {"after": 8.9}]}
+    write_json(case.probes, probes)
+    assert about(audit(case), "privacy") == [
+        "privacy: the exposure of one canary rose from 1.5 to 8.9 bits"
+    ]
+    # One of eight rises so far by chance alone.
+    probes["canaries"]["rows"][-1]["after"] = 7.0
+    write_json(case.probes, probes)
+    assert about(audit(case), "privacy") == []
 
 
 def test_an_obeyed_injection_is_found(case):
@@ -248,13 +268,21 @@ def test_groups_come_from_the_data_or_are_not_evaluable(case):
     assert groupings["group"] == {
         "evaluable": False,
         "reason": "the source tells no group of its users",
+        "left_out": {},
     }
     case.plant_column("group", ["f", "m", None] * 10)
     groupings = audit(case)["fairness"]["groupings"]
     assert groupings["group"]["groups"] == {"f": 10, "m": 10}
     case.plant_column("group", ["f"] * 2 + ["m"] * 28)
     groupings = audit(case)["fairness"]["groupings"]
-    assert groupings["group"]["reason"] == "group 'f' has 2 users, fewer than 5"
+    assert groupings["group"] == {
+        "evaluable": False,
+        "reason": "fewer than two groups have 5 users: 'f' has 2, 'm' has 28",
+        "left_out": {"f": 2},
+    }
+    case.plant_column("group", ["x"] * 2 + ["f"] * 8 + ["m"] * 20)
+    group = audit(case)["fairness"]["groupings"]["group"]
+    assert (group["groups"], group["left_out"]) == ({"f": 8, "m": 20}, {"x": 2})
     result = audit(case, settings=AuditSettings(bootstrap=50, permutations=50, min_group=29))
     assert result["fairness"]["gap"] is None
     assert about(result, "fairness") == []
@@ -275,6 +303,42 @@ def test_a_policy_that_ignores_its_item_is_found(case, write):
     assert result["grounding"]["paired_minus_shuffled"]["low"] <= 0
     found = about(result, "grounding")
     assert [one for one in found if "no more often than other texts would" in one]
+
+
+def test_a_policy_that_writes_from_the_history_alone_is_found(case):
+    """Each user likes one category and is served items of it: texts name that, whatever the item."""
+    rows = read_jsonl(case.explanations)
+    for row in rows:
+        row["categories"] = [("Travel", "History")[row["user"] % 2]]
+        if row["step"] == case.last:
+            row["text"] = f"More {row['categories'][0]} for you."
+    write_jsonl(case.explanations, rows)
+    section = audit(case)["grounding"]
+    assert section["after"]["paired"]["mean"] == section["after"]["shuffled"]["mean"] == 1
+    assert section["paired_minus_shuffled"] == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_texts_for_one_item_of_each_user_cannot_tell(case):
+    write_jsonl(
+        case.explanations, [row for row in read_jsonl(case.explanations) if row["position"] == 1]
+    )
+    section = audit(case)["grounding"]
+    assert (section["evaluable"], section["paired_minus_shuffled"]) == (False, None)
+
+
+def test_what_is_gated_is_where_the_policy_looks_and_holds_its_estimate(case):
+    """A change of the lists, so that no figure is without width."""
+    case.plant_lists(
+        [[1 + (user + shift + user % 4) % 20 for shift in range(10)] for user in range(30)]
+    )
+    result = audit(case)
+    for line in policy_lines(load_policy(POLICY)):
+        verdict = judge(result, line._replace(min_samples=1))
+        assert verdict.low <= verdict.value <= verdict.high
+    assert (
+        result["popularity"]["change"]["gini"]["low"]
+        < result["popularity"]["change"]["gini"]["high"]
+    )
 
 
 def test_same_seed_same_bytes_and_order_of_rows_does_not_matter(case):

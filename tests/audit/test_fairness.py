@@ -69,7 +69,9 @@ def test_levels_keep_equal_values_together():
     [
         ([None, None], "nobody tells"),
         (["f", "f", None], "all users with a label are 'f'"),
-        (["f", "f", "m"], "group 'm' has 1 users, fewer than 2"),
+        (["f", "f", "m"], "fewer than two groups have 2 users: 'f' has 2, 'm' has 1"),
+        (["f", "m"], "fewer than two groups have 2 users: 'f' has 1, 'm' has 1"),
+        (["f", "f", "m", "m", "x"], None),
         (["f", "f", "m", "m", None], None),
     ],
 )
@@ -81,6 +83,13 @@ def test_who_has_no_group_is_left_out():
     found = grouping(["m", None, "f", "m"], 1, "")
     np.testing.assert_array_equal(found.members, [True, False, True, True])
     np.testing.assert_array_equal(found.labels, ["m", "f", "m"])
+
+
+def test_one_small_group_does_not_hide_the_others():
+    found = grouping(["f", "x", "m", "f", "m", None], 2, "")
+    assert (found.groups, found.left_out, found.reason) == (("f", "m"), {"x": 1}, None)
+    np.testing.assert_array_equal(found.members, [True, False, True, True, True, False])
+    np.testing.assert_array_equal(found.labels, ["f", "m", "f", "m"])
 
 
 @given(

@@ -52,8 +52,8 @@ def test_each_broken_line_stops_and_is_named(tmp_path, line):
 def test_the_figure_and_its_worse_end_are_told(tmp_path):
     judged(tmp_path, audit({"toxicity.after.mean": interval(0.5)}))
     assert refusals(tmp_path) == [
-        "books/shielded/seed-42: toxicity_mean 0.5 (0.49 to 0.51) breaks toxicity_mean < 0.2 "
-        "(worse end 0.51 breaks < 0.2); see toxicity.after.mean in "
+        "books/shielded/seed-42: toxicity_mean 0.5 (0.49 to 0.51) breaks toxicity_mean < 0.2, of 600 "
+        "or more (worse end 0.51 breaks < 0.2); see toxicity.after.mean in "
         f"{tmp_path}/books/shielded/seed-42/audit.json"
     ]
 
@@ -88,7 +88,7 @@ def test_a_figure_that_was_left_out_does_not_pass(tmp_path):
 
 
 def test_groups_that_the_data_lacks_are_listed_and_do_not_stop(tmp_path):
-    absent = {"evaluable": False, "reason": "no group has 20 users"}
+    absent = {"gap": None, "reason": "no group has 20 users", "users": 384, "min_group": 20}
     judged(tmp_path, audit({"fairness": absent}))
     passed = gate(tmp_path)
     assert passed["not_evaluable"] == ["books/shielded/seed-42: group_gap"]
@@ -100,6 +100,39 @@ def test_an_older_verdict_does_not_outlive_a_broken_line(tmp_path):
     gate(tmp_path)
     judged(tmp_path, audit(dict(FAULTS.values())))
     assert refusals(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "holds"),
+    [("toxicity_mean", None), ("toxicity_mean", "yes"), ("toxicity_mean", 1), ("group_gap", "")],
+)
+def test_only_what_holds_passes(tmp_path, line, holds):
+    """A summary that somebody edited, or that an older version wrote."""
+    summary = judged(tmp_path, audit())
+    summary["runs"][0]["verdicts"][line]["holds"] = holds
+    write_json(tmp_path / "audit.json", summary)
+    (refusal,) = refusals(tmp_path)
+    assert refusal.startswith(f"books/shielded/seed-42: {line} ")
+
+
+@pytest.mark.parametrize("part", ["lines", "variants"])
+def test_a_policy_that_asks_for_nothing_is_refused(tmp_path, part):
+    summary = judged(tmp_path, audit())
+    summary["policy"][part] = type(summary["policy"][part])()
+    write_json(tmp_path / "audit.json", summary)
+    with pytest.raises(UserError, match=r"audit\.json: no summary of audits"):
+        gate(tmp_path)
+
+
+def test_nothing_shown_is_refused(tmp_path, monkeypatch):
+    summary = judged(tmp_path, audit())
+    for verdict in summary["runs"][0]["verdicts"].values():
+        verdict["holds"] = None
+    write_json(tmp_path / "audit.json", summary)
+    monkeypatch.setattr("shielded_recrl.audit.gate.MAY_LACK", set(FAULTS))
+    assert refusals(tmp_path) == [
+        f"{tmp_path}/audit.json: no line of a gated run holds, so nothing was shown"
+    ]
 
 
 @pytest.mark.parametrize("value", [None, [], {}, {"policy": {}, "runs": []}, {"policy": 3}])

@@ -29,25 +29,40 @@ def phrases(items):
 
 
 def test_by_hand():
-    items = [1, 2, 3, 1]
+    items = [1, 2, 3, 1, 3, 2]
     told = grounding(
-        ["Dragon Song, for you", "More fantasy", "Plain Fantasy", "A travel book"],
+        ["Dragon Song, for you", "More fantasy", "Plain Fantasy", "A travel book", "It", "Travel"],
+        np.array([7, 7, 7, 7, 8, 8]),
         np.array(items),
         phrases(items),
     )
-    np.testing.assert_array_equal(told.paired, [1, 0, 1, 0])
-    # The first fits neither 2 nor 3. The second fits 1, 3 and 1. The third fits 1 and 1, not 2.
-    np.testing.assert_allclose(told.shuffled, [0, 1, 2 / 3, 1 / 2])
+    np.testing.assert_array_equal(told.paired, [1, 0, 1, 0, 1, 1])
+    # The first fits neither 2 nor 3. The second fits 1, 3 and 1. The third fits 1 and 1, not 2. The
+    # last two are of another user, and are dealt to each other's items alone.
+    np.testing.assert_allclose(told.shuffled, [0, 1, 2 / 3, 1 / 2, 0, 0])
+
+
+def test_what_follows_the_taste_of_its_user_alone_is_not_grounded():
+    """Each user likes one category and is served two items of it; texts name it, not the items."""
+    users = np.repeat(np.arange(10), 2)
+    liked = [("Fantasy", "Travel")[user % 2] for user in users]
+    own = [item_phrases(f"Story {row}", [liked[row]]) for row in range(20)]
+    told = grounding([f"More {one} for you" for one in liked], users, np.arange(20), own)
+    np.testing.assert_array_equal(told.paired, 1)
+    np.testing.assert_array_equal(told.shuffled, 1)
 
 
 def test_an_item_without_a_word_is_named_by_nothing():
     assert item_phrases("¡!", []) == frozenset()
-    assert grounding(["¡!", "a"], np.array([4, 1]), phrases([4, 1])).paired[0] == 0
+    told = grounding(["¡!", "a"], np.array([1, 1]), np.array([4, 1]), phrases([4, 1]))
+    assert told.paired[0] == 0
 
 
 def test_texts_for_one_item_cannot_be_dealt():
-    with pytest.raises(ValueError, match="single item"):
-        grounding(["a", "b"], np.array([1, 1]), phrases([1, 1]))
+    with pytest.raises(ValueError, match="of user 1 cannot"):
+        grounding(["a", "b"], np.array([1, 1]), np.array([1, 1]), phrases([1, 1]))
+    with pytest.raises(ValueError, match="of user 2 cannot"):
+        grounding(["a", "b", "c"], np.array([1, 1, 2]), np.array([1, 2, 3]), phrases([1, 2, 3]))
 
 
 requests = st.lists(
@@ -56,9 +71,9 @@ requests = st.lists(
 
 
 @given(requests)
-def test_shuffled_is_the_mean_over_all_requests_for_other_items(rows):
+def test_shuffled_is_the_mean_over_a_users_requests_for_other_items(rows):
     texts, items = zip(*rows, strict=True)
-    told = grounding(texts, np.array(items), phrases(items))
+    told = grounding(texts, np.ones(len(items), dtype=int), np.array(items), phrases(items))
 
     def fits(text, item):
         title, categories = CATALOGUE[item]
@@ -72,7 +87,7 @@ def test_shuffled_is_the_mean_over_all_requests_for_other_items(rows):
 
 @given(st.permutations([1, 2, 3, 1, 2, 3]), st.sampled_from(SENTENCES))
 def test_one_sentence_for_all_fits_its_own_item_no_better(items, sentence):
-    told = grounding([sentence] * 6, np.array(items), phrases(items))
+    told = grounding([sentence] * 6, np.ones(6, dtype=int), np.array(items), phrases(items))
     assert (told.paired - told.shuffled).mean() == pytest.approx(0)
 
 

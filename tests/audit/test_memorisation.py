@@ -67,6 +67,7 @@ def test_canary_report_by_hand():
         ],
         "before": {"mean": 1.5, "max": 3.0},
         "after": {"mean": 2.0, "max": 3.0},
+        "largest_rise": {"repeats": 1, "before": 0.0, "after": 2.5},
     }
 
 

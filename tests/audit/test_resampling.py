@@ -1,12 +1,19 @@
-"""Bootstrap of what is no function of sums."""
+"""Bootstrap and jackknife of what is no function of sums."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
-from shielded_recrl.audit.resampling import draws, interval, resampled_percentile
+from shielded_recrl.audit.resampling import (
+    draws,
+    interval,
+    jackknife_interval,
+    leave_outs,
+    resampled_percentile,
+)
 
 
 def test_draws_are_samples_with_replacement():
@@ -37,4 +44,33 @@ def test_percentile_equals_that_of_repeated_values(values, percent, data):
 
 
 def test_interval_has_the_central_95_percent():
-    assert interval(3, np.arange(201.0)) == {"mean": 3, "low": 5, "high": 195}
+    assert interval(30, np.arange(201.0)) == {"mean": 30, "low": 5, "high": 195}
+
+
+@pytest.mark.parametrize("estimate", [3, 199])
+def test_an_interval_holds_its_estimate(estimate):
+    """Resampled gaps lie above a gap near 0."""
+    ends = interval(estimate, np.arange(201.0))
+    assert ends == {"mean": estimate, "low": min(5, estimate), "high": max(195, estimate)}
+
+
+@given(st.integers(2, 40), st.integers(2, 12))
+def test_every_unit_is_left_out_once(units, groups):
+    times = leave_outs(units, groups)
+    assert times.shape == (min(units, groups), units)
+    np.testing.assert_array_equal((1 - times).sum(axis=0), 1)
+    left_out = (1 - times).sum(axis=1)
+    assert np.ptp(left_out) <= 1
+
+
+def test_jackknife_of_a_mean_is_its_t_interval():
+    values = np.random.default_rng(0).normal(size=12)
+    times = leave_outs(12)
+    found = jackknife_interval(values.mean(), times @ values / times.sum(axis=1))
+    low, high = stats.t.interval(0.95, 11, loc=values.mean(), scale=stats.sem(values))
+    assert found == pytest.approx({"mean": values.mean(), "low": low, "high": high})
+
+
+def test_one_unit_cannot_be_left_out():
+    with pytest.raises(ValueError, match="two units"):
+        leave_outs(1)

@@ -137,7 +137,7 @@ def summary_of(folder, *paths):
         ([audit(dict(FAULTS.values()))], False, "The policy is broken: 7 of 7 lines"),
         ([audit(variant="no_proj")], False, "there is no audit of shielded"),
         (
-            [audit({"fairness": {"gap": None, "reason": "no groups"}})],
+            [audit({"fairness.gap": None, "fairness.reason": "no groups"})],
             True,
             "is broken; 1 are not evaluable",
         ),

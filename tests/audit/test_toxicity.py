@@ -3,6 +3,7 @@
 import gzip
 import json
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -138,6 +139,21 @@ def test_a_hub_scorer_comes_from_the_cache_at_its_commit(tmp_path, monkeypatch):
     assert scorer.name == f"unitary/toxic-bert at {commit}"
     expected = 1 / (1 + np.exp(-logits("old friends")[1]))
     assert scorer.scores(["old friends"])[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers", "huggingface_hub"])
+@pytest.mark.parametrize("scorer", ["/any/folder", "unitary/toxic-bert"])
+def test_a_package_that_is_missing_is_one_line(monkeypatch, package, scorer):
+    """The environment of the audit has none of them: its own scorer is no transformer."""
+    monkeypatch.setitem(sys.modules, package, None)
+    revision = None if scorer.startswith("/") else "0123456789" * 4
+    with pytest.raises(UserError) as error:
+        load_scorer(AuditSettings(scorer=scorer, scorer_revision=revision))
+    message = str(error.value)
+    assert message.startswith(f"audit.scorer: {scorer} needs torch and transformers (")
+    assert package in message
+    assert message.endswith("or set audit.scorer to alt-profanity-check")
+    assert "\n" not in message
 
 
 def _headless(folder):

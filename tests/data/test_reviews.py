@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shielded_recrl.audit.inputs import read_users
+from shielded_recrl.audit.privacy import leaks, user_names
 from shielded_recrl.data import reviews
 from shielded_recrl.data.metadata import clean
-from shielded_recrl.data.raw import review_texts
+from shielded_recrl.data.raw import REVIEW_SCHEMA, review_texts
 from shielded_recrl.data.reviews import SCHEMA, write_reviews
 from shielded_recrl.errors import UserError
 
@@ -110,6 +112,22 @@ def test_embedded_books(tmp_path, command):
     assert found == expected(gzip.decompress(path.read_bytes()).splitlines(), tmp_path / "out")
     # Here everybody writes, so every kept interaction has a text.
     assert len(found) == len(pl.read_parquet(tmp_path / "out" / "interactions.parquet")) > 100
+    rows = map(json.loads, gzip.decompress(path.read_bytes()).splitlines())
+    called = {row["reviewerID"]: row["reviewerName"] for row in rows}
+    assert names(tmp_path / "out").items() <= called.items()
+
+
+def test_the_audit_finds_a_name_of_the_embedded_books_in_a_text(tmp_path, command):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    words = ("--users", 40, "--items", 40, "--interactions", 12)
+    assert command("world", "--dataset", "books", "--out", raw, *words).code == 0
+    path = raw / "reviews_Books_5.json.gz"
+    prepared(command, path, out, "--min-weight", 4)
+    users, items = read_users(out / "users.parquet"), pl.read_parquet(out / "items.parquet")
+    known = user_names(users["name"].drop_nulls().to_list(), items["title"].to_list())
+    name = users["name"][0]
+    texts = [f"As {name} said, it is good.", "As a reader said, it is good."]
+    assert leaks(texts, known).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("dataset", ["ml25m", "steam"])
@@ -122,6 +140,7 @@ def test_no_reviews_in_other_embedded_sources(tmp_path, command, dataset):
     assert command("prepare", "--dataset", dataset, *words).code == 0
     found = pl.read_parquet(tmp_path / "out" / "reviews.parquet")
     assert (len(found), dict(found.schema)) == (0, SCHEMA)
+    assert set(names(tmp_path / "out").values()) == {None}
 
 
 def test_no_reviews_in_ratings_of_2023(tmp_path, command):
@@ -129,6 +148,7 @@ def test_no_reviews_in_ratings_of_2023(tmp_path, command):
     rows = [f"U{u},B{i},5.0,{1_500_000_000_000 + i}" for u in range(5) for i in range(5)]
     path.write_text("\n".join(["user_id,parent_asin,rating,timestamp", *rows]))
     assert prepared(command, path, tmp_path / "out") == {}
+    assert set(names(tmp_path / "out").values()) == {None}
 
 
 ODD = [
@@ -184,6 +204,56 @@ def test_the_review_is_that_of_the_interaction(tmp_path, command):
     }
 
 
+def names(out):
+    """Name of each user, by source id."""
+    found = pl.read_parquet(out / "users.parquet")
+    assert found.schema["name"] == pl.String
+    return dict(found.select("source_id", "name").rows())
+
+
+def test_a_user_is_called_by_the_last_name_given(tmp_path, command):
+    path = tmp_path / "reviews.json"
+    lines = [
+        review("A", "x", "good", time=1, reviewerName="Ann Early"),
+        review("A", "y", "good", time=5, reviewerName='Ann &quot;Bee&quot;  O&#39;Late "x"'),
+        # Neither text nor rating of these counts, and the name does.
+        review("B", "x", None, time=1, reviewerName="Bob"),
+        review("B", "x", "bad", time=7, stars=1.0, reviewerName="Bob Later"),
+        review("B", "y", "good", time=2, reviewerName=" "),
+        review("B", "z", "good", time=2),
+        review("C", "x", "good", reviewerName=None),
+        review("D", "x", "bad", stars=9.0, reviewerName="No Row"),
+        review("D", "x", "good"),
+        review("E", "x", "bad", stars=1.0, reviewerName="Not Kept"),
+    ]
+    path.write_text("\n".join([*filler(), *lines]))
+    prepared(command, path, tmp_path / "out", *DENSE, "--min-weight", 3, "--max-bad-share", 0.1)
+    assert names(tmp_path / "out") == {
+        **{f"F{n}": None for n in range(4)},
+        **{"A": 'Ann "Bee" O\'Late "x"', "B": "Bob Later", "C": None, "D": None},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ('"Jane Doe"', "Jane Doe"),
+        ('"[Jane]"', "[Jane]"),
+        (r'"half \ud83d a"', "half ? a"),
+        ('"' + "many names " * 20 + '"', ("many names " * 9).strip()),
+        *((odd, None) for odd in ("null", '""', "5", "true", '["a"]', '{"an": "object"}')),
+    ],
+)
+@pytest.mark.parametrize("beside", ["", "no JSON\n"])
+def test_a_name_is_read_alike_whatever_its_neighbours(tmp_path, command, name, wanted, beside):
+    path = tmp_path / "reviews.json"
+    row = '{"reviewerID": "U", "asin": "I", "overall": 5, "unixReviewTime": 3, "reviewerName": '
+    path.write_text("\n".join([*filler(), row + name + "}"]) + "\n" + beside)
+    found = prepared(command, path, tmp_path / "out", *DENSE, "--max-bad-share", 0.5)
+    assert found == {}
+    assert names(tmp_path / "out")["U"] == wanted
+
+
 def test_a_file_that_changed_meanwhile_is_refused(tmp_path):
     path = tmp_path / "reviews.json"
     path.write_text(review("A", "x", "good") + "\n")
@@ -196,7 +266,9 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
     path.write_bytes(b"earlier")
 
     def texts():
-        yield pl.DataFrame({"user": ["A"], "item": ["x"], "time": [1], "text": ["good"]})
+        yield pl.DataFrame(
+            {"user": ["A"], "item": ["x"], "time": [1], "text": ["good"], "name": ["Ann"]}
+        )
         raise UserError("changed")
 
     ids = (pl.Series(["A"]), pl.Series(["x"]))
@@ -218,7 +290,11 @@ USERS, ITEMS = 6, 5
     rows=st.lists(
         # One id more on each side: users and items that were not kept.
         st.tuples(
-            st.integers(0, USERS), st.integers(0, ITEMS), st.integers(0, 1), st.text(max_size=3)
+            st.integers(0, USERS),
+            st.integers(0, ITEMS),
+            st.integers(0, 1),
+            st.text(max_size=3),
+            st.none() | st.sampled_from(["Ann", "Bo &amp; Co", "", " "]),
         ),
         max_size=60,
     ),
@@ -236,15 +312,18 @@ def test_runs_and_groups_do_not_show(kept, rows, cuts, run, group):
     )
     part = np.array([user % 3 for user, _ in kept], np.int8)
     wanted = {}
-    for user, item, time, text in rows:
+    names = [None] * USERS
+    for user, item, time, text, name in rows:
+        if user < USERS and clean(name):
+            names[user] = clean(name)
         if (user, item) in kept and time == (user + item) % 2 and clean(text):
             name = ("train", "valid", "test")[user % 3]
             wanted[user + 1, item + 1] = (user + 1, item + 1, name, clean(text))
     ends = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
     blocks = [
         pl.DataFrame(
-            [(f"U{u}", f"I{i}", time, text) for u, i, time, text in rows[start:end]],
-            schema={"user": pl.String, "item": pl.String, "time": pl.Int64, "text": pl.String},
+            [(f"U{u}", f"I{i}", *rest) for u, i, *rest in rows[start:end]],
+            schema=REVIEW_SCHEMA,
             orient="row",
         )
         for start, end in pairwise(ends)
@@ -254,8 +333,9 @@ def test_runs_and_groups_do_not_show(kept, rows, cuts, run, group):
         patch.setattr(reviews, "GROUP", group)
         paths = [Path(folder, name) for name in ("one.parquet", "two.parquet")]
         for path in paths:
-            count = write_reviews(path, iter(blocks), users, items, frame, part)
+            written = write_reviews(path, iter(blocks), users, items, frame, part)
         found = pl.read_parquet(paths[0])
         assert paths[0].read_bytes() == paths[1].read_bytes()
     assert found.rows() == [wanted[pair] for pair in sorted(wanted)]
-    assert count == len(wanted)
+    assert written.reviews == len(wanted)
+    assert written.names.to_list() == names

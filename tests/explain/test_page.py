@@ -126,6 +126,10 @@ def test_markup_of_titles_is_text(get, reader):
     [
         ("/books/999", 404, "books has no user 999; its users are 1 to 24."),
         ("/books/0", 404, "books has no user 0"),
+        ("/books/" + "1" * 5000, 404, "There is no such page."),
+        ("/books/?user=" + "1" * 5000, 404, "books has no user '111"),
+        ("/books/4?k=" + "0" * 8 + "1" * 5000, 400, "k: expected a whole number from 1 to 20"),
+        ("/books/4?k=0000000011", 400, "k: expected a whole number from 1 to 20"),
         ("/books/?user=nobody", 404, "books has no user 'nobody': expected 1 to 24"),
         ("/films/", 404, "--dataset films: not in the study, which has books, steam"),
         ("/books/4?run=shielded-6", 404, "There is no finished run 'shielded-6'"),

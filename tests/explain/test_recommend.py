@@ -109,6 +109,13 @@ def test_what_there_is_instead(inside):
     )
 
 
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_there_is_no_such_port(inside, port):
+    assert refused(serve=True, port=port) == (
+        f"--port {port}: expected 0 to 65535; 0 takes a free one"
+    )
+
+
 def test_the_command_that_makes_a_run(inside):
     """The adapter is made from all else, so that one target is enough."""
     adapter = "results/rl/books/shielded/seed-6/adapter"

@@ -1,5 +1,6 @@
 """Answers as text and JSON: pure functions on answers written by hand."""
 
+import dataclasses
 import json
 import re
 
@@ -153,6 +154,16 @@ def test_weights_of_both_runs_are_told_where_they_differ():
     one, other = answer(FULL), answer(FULL, gamma=0.123456)
     assert "which has weight 0.5." in comparison(one, one)
     assert "which has weight 0.5 and 0.123." in comparison(one, other)
+
+
+def test_the_json_holds_nothing_that_a_terminal_obeys():
+    """C1 controls and marks of direction are printable to `json`, and no text to a terminal."""
+    title = "\x9b2J\u202eevil\u2066 \x1b]0;x\x07 Amélie"
+    hostile = dataclasses.replace(FULL, thing=dataclasses.replace(FULL.thing, title=title))
+    text = as_json([answer(hostile)])
+    assert text.isascii()
+    assert text.replace("\n", "").isprintable()
+    assert json.loads(text)["runs"][0]["recommendations"][0]["title"] == title
 
 
 def test_the_json_document():

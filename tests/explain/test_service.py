@@ -157,7 +157,7 @@ def test_a_user_is_found_by_either_id(library, name):
     assert library.dataset("books").find(name) == 7
 
 
-@pytest.mark.parametrize("name", ["0", "25", "u25", "source:7", "-1", "", "7.0", "٧"])
+@pytest.mark.parametrize("name", ["0", "25", "u25", "source:7", "-1", "", "7.0", "٧", "1" * 5000])
 def test_nobody_is_one_line(library, name):
     with pytest.raises(UserError, match="expected 1 to 24, or an id of the source such as u1") as e:
         library.dataset("books").find(name)

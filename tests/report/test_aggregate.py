@@ -13,6 +13,7 @@ from matplotlib.image import imread
 
 from figure_checks import check_layout
 from shielded_recrl.config import Config
+from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json, write_json
 from shielded_recrl.report import explanations
 from shielded_recrl.report.aggregate import draw, main
@@ -273,6 +274,13 @@ def test_a_broken_run_is_one_line_and_nothing_is_written(study, tmp_path):
     assert done.returncode == 1
     assert len(lines) == 1
     assert str(study.runs[2] / "evaluation.json") in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_summary_is_one_line_and_nothing_is_written(study, tmp_path):
+    study.summary.write_text("{}")
+    with pytest.raises(UserError, match="no summary of audits"):
+        aggregate(study, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

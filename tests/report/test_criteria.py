@@ -1,5 +1,6 @@
 """The success criteria: when each is met, failed or not evaluable, and what its row says."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import audit_document
 from evidence import reaudit, write_outcomes
-from shielded_recrl.audit.policy import load_policy, policy_lines
-from shielded_recrl.audit.summarise import summarise
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json, write_json
 from shielded_recrl.report.criteria import (
+    ABLATIONS,
     AUDITS,
     COLUMNS,
     FAILED,
@@ -23,12 +24,12 @@ from shielded_recrl.report.criteria import (
     criteria,
     main,
     ndcg_changes,
+    page,
     parse_planned,
 )
 from shielded_recrl.report.runs import Run
 from shielded_recrl.report.settings import ReportSettings
 
-POLICY = Path(__file__).resolve().parents[2] / "resources" / "policy.yaml"
 SEEDS = (42, 43, 44)
 FLAT = np.linspace(-0.002, 0.002, 50)
 
@@ -75,7 +76,9 @@ DRIFTED = {
 }
 
 
-def judge(criterion, runs=None, rows=None, audit=None, changes=None, planned=(), **settings):
+def judge(
+    criterion, runs=None, rows=None, audit=None, changes=None, planned=(), dataset=None, **settings
+):
     """The row of a criterion, by default of three seeds under the shield and three without."""
     if runs is None:
         runs = [make_run(name, seed) for name in ("shielded", "no_proj") for seed in SEEDS]
@@ -90,7 +93,9 @@ def judge(criterion, runs=None, rows=None, audit=None, changes=None, planned=(),
         planned=planned,
     )
     assert all(tuple(one) == COLUMNS for one in found)
-    (wanted,) = (one for one in found if one["criterion"] == criterion)
+    (wanted,) = (
+        one for one in found if one["criterion"] == criterion and dataset in (None, one["dataset"])
+    )
     return wanted
 
 
@@ -136,7 +141,11 @@ def test_a_row_holds_the_mean_over_seeds_and_the_hull_of_their_intervals():
     ("changes", "margin", "verdict"),
     [
         (FLAT, 0.01, MET),
-        (np.zeros(30), 0.01, MET),
+        # Nobody changed: one user of 100 who did is not ruled out by 298 users, but by 299.
+        (np.zeros(298), 0.01, NOT_EVALUABLE),
+        (np.zeros(299), 0.01, MET),
+        (np.zeros(2), 0.01, NOT_EVALUABLE),
+        (np.full(30, 0.005), 0.01, FAILED),
         (FLAT + 0.02, 0.01, FAILED),
         (FLAT - 0.02, 0.03, MET),
         # No significant difference, and no equivalence either.
@@ -148,6 +157,26 @@ def test_a_flat_ndcg_is_an_equivalence_within_the_margin(changes, margin, verdic
     row = judge("ndcg_flat", SHIELDED, changes=[FLAT, FLAT, changes], ndcg_margin=margin)
     assert row["verdict"] == verdict
     assert f"{margin:g}" in row["bound"]
+
+
+def test_too_few_users_who_did_not_change_are_no_evidence_in_either_direction():
+    row = judge("ndcg_flat", SHIELDED, changes=[FLAT, FLAT, np.zeros(2)])
+    assert (
+        "seed 44: nobody's NDCG@10 changed; 2 users are too few to bound it: p 0.98" in row["how"]
+    )
+    assert "not shown by" not in row["how"]
+    worse = judge("ndcg_flat", SHIELDED, changes=[FLAT, FLAT + 0.02, np.zeros(2)])
+    assert worse["verdict"] == FAILED
+
+
+def test_a_range_over_seeds_is_no_interval():
+    rows = [make_row(kl=value) for value in (0.125, 0.25, 0.1)]
+    row = judge("kl_small", SHIELDED, rows)
+    assert (row["verdict"], row["low"], row["high"]) == (MET, None, None)
+    assert row["how"].endswith("0.1 to 0.25 over seeds")
+    (line,) = (one for one in page([row]).splitlines() if one.startswith("| books"))
+    assert line.split(" | ")[5].strip() == ""
+    assert "over seeds" not in judge("kl_small", SHIELDED[:1])["how"]
 
 
 def test_the_unshielded_run_has_to_drift_below_every_shielded_seed():
@@ -209,17 +238,32 @@ def test_fewer_than_three_seeds_can_fail_a_criterion_but_not_meet_it():
 
 
 def test_a_planned_run_that_is_missing_or_short_fails_the_completion():
+    ablated = [make_run(name) for name in ABLATIONS]
     planned = [Planned("books", "shielded", seed, 16) for seed in SEEDS]
-    row = judge("ablations_completed", SHIELDED, planned=planned)
+    planned += [Planned("books", name, 42, 16) for name in ABLATIONS]
+    row = judge("ablations_completed", [*SHIELDED, *ablated], planned=planned)
     assert (row["verdict"], row["value"]) == (MET, 1)
-    more = judge(
-        "ablations_completed", SHIELDED, planned=[*planned, Planned("books", "kl0", 42, 16)]
-    )
-    assert (more["verdict"], more["value"]) == (FAILED, 0.75)
-    assert "kl0/seed-42" in more["how"]
-    short = [*SHIELDED[:2], make_run(seed=44, steps=[{"step": 1}])]
+    missing = judge("ablations_completed", [*SHIELDED, *ablated[1:]], planned=planned)
+    assert (missing["verdict"], missing["value"]) == (FAILED, pytest.approx(6 / 7))
+    assert "missing: no_proj/seed-42" in missing["how"]
+    short = [*SHIELDED[:2], make_run(seed=44, steps=[{"step": 1}]), *ablated]
     assert judge("ablations_completed", short, planned=planned)["verdict"] == FAILED
     assert judge("ablations_completed", SHIELDED)["verdict"] == NOT_EVALUABLE
+
+
+def test_a_study_without_an_ablation_has_not_completed_it():
+    planned = [Planned("books", "shielded", seed, 16) for seed in SEEDS]
+    row = judge("ablations_completed", SHIELDED, planned=planned)
+    assert (row["verdict"], row["value"]) == (NOT_EVALUABLE, 1)
+    assert row["how"].endswith("ablations that are not planned: no_proj, kl0, lora4, long_expl")
+    more = [*planned, Planned("books", "kl0", 42, 16)]
+    row = judge("ablations_completed", SHIELDED, planned=more)
+    assert (row["verdict"], row["value"]) == (FAILED, 0.75)
+    assert "not planned: no_proj, lora4, long_expl" in row["how"]
+    # Those of another dataset do not count.
+    steam = [Planned("steam", name, 42, 16) for name in ABLATIONS]
+    row = judge("ablations_completed", SHIELDED, planned=[*planned, steam[0]], dataset="books")
+    assert row["verdict"] == NOT_EVALUABLE
 
 
 def test_a_planned_dataset_without_a_run_is_reported():
@@ -238,50 +282,75 @@ def test_every_run_needs_every_audit():
     assert "kl0/seed-42 lacks fairness" in row["how"]
 
 
+TOXIC = {"toxicity.after.mean": {"mean": 0.9, "low": 0.9, "high": 0.9}}
+
+
 @pytest.fixture
 def summary(tmp_path):
-    """What `audit summarise` makes of two datasets, the lines of some runs broken."""
+    """What `audit summarise` makes of two datasets, the texts of some runs toxic."""
 
-    def make(*broken):
-        audits = []
-        for dataset in ("books", "steam"):
-            for variant in ("shielded", "no_proj"):
-                audit = {"dataset": dataset, "variant": variant, "seed": 42, "findings": []}
-                for line in policy_lines(load_policy(POLICY)):
-                    sign = 1 if line.direction == "above" else -1
-                    bad = (dataset, variant, line.name) in broken
-                    value = line.bound + sign * (-0.3 if bad else 0.001)
-                    figure = {"mean": value, "low": value, "high": value}
-                    if line.min_samples:
-                        figure = {"leaks": 0, "texts": 700, "leak_rate": 0.0}
-                        figure["leak_rate_upper"] = value
-                    *sections, last = line.key.split(".")
-                    inner = audit
-                    for section in sections:
-                        inner = inner.setdefault(section, {})
-                    inner[last] = figure
-                path = tmp_path / dataset / variant / "audit.json"
-                write_json(path, audit)
-                audits.append((path, audit))
-        return summarise(audits, load_policy(POLICY), POLICY)
+    def make(*toxic, seeds=SEEDS):
+        audits = [
+            audit_document.audit(
+                TOXIC if (dataset, variant) in toxic else None,
+                dataset=dataset,
+                variant=variant,
+                seed=seed,
+            )
+            for dataset, variant, seed in product(
+                ("books", "steam"), ("shielded", "no_proj"), seeds
+            )
+        ]
+        return audit_document.judged(tmp_path, *audits)
 
     return make
 
 
-def test_the_policy_is_that_of_the_gate(summary):
+def policy_verdicts(audit):
+    """The rows of `policy_holds`, by dataset."""
     runs = [make_run(dataset=dataset) for dataset in ("books", "steam")]
+    found = criteria(runs, [make_row()] * 2, ReportSettings(), audit, changes=[FLAT] * 2)
+    return {one["dataset"]: one for one in found if one["criterion"] == "policy_holds"}
 
-    def verdicts(audit):
-        found = criteria(
-            runs, [make_row()] * 2, ReportSettings(), audit, changes=[FLAT] * 2, planned=()
-        )
-        return {one["dataset"]: one for one in found if one["criterion"] == "policy_holds"}
 
+def test_a_policy_that_holds_in_two_seeds_is_not_met_but_one_broken_line_fails_it(summary):
+    two = policy_verdicts(summary(seeds=SEEDS[:2]))["books"]
+    assert (two["verdict"], two["seeds"], two["value"]) == (NOT_EVALUABLE, 2, 1)
+    assert two["how"].endswith("shown by 2 of at least 3 seeds")
+    broken = summary(("books", "shielded"), seeds=SEEDS[:1])
+    assert policy_verdicts(broken)["books"]["verdict"] == FAILED
+
+
+def test_every_gated_variant_needs_its_seeds(summary):
+    audit = summary()
+    audit["policy"]["variants"] = ["shielded", "no_proj"]
+    assert policy_verdicts(audit)["books"]["verdict"] == MET
+    audit["runs"] = [
+        run for run in audit["runs"] if (run["variant"], run["seed"]) != ("no_proj", 43)
+    ]
+    row = policy_verdicts(audit)["books"]
+    assert (row["verdict"], row["seeds"]) == (NOT_EVALUABLE, 2)
+
+
+def test_lines_that_the_data_cannot_have_do_not_fail_and_the_page_says_so(summary):
+    audit = summary()
+    for run in audit["runs"]:
+        run["verdicts"]["group_gap"]["holds"] = None
+    row = policy_verdicts(audit)["books"]
+    assert row["verdict"] == MET
+    assert "not evaluable: books/shielded/seed-42: group_gap" in row["how"]
+    text = page([row])
+    assert "`ablations_completed` and `audits_exist` ask only what is there" in text
+    assert "listed as not evaluable and do not fail it" in text
+
+
+def test_the_policy_is_that_of_the_gate(summary):
+    verdicts = policy_verdicts
     held = verdicts(summary())
     assert {name: one["verdict"] for name, one in held.items()} == {"books": MET, "steam": MET}
     # A control may break any line.
-    assert verdicts(summary(("books", "no_proj", "toxicity_mean")))["books"]["verdict"] == MET
-    broken = verdicts(summary(("steam", "shielded", "toxicity_mean")))
+    assert verdicts(summary(("books", "no_proj")))["books"]["verdict"] == MET
+    broken = verdicts(summary(("steam", "shielded")))
     assert {name: one["verdict"] for name, one in broken.items()} == {
         "books": MET,
         "steam": FAILED,
@@ -361,11 +430,11 @@ def test_the_command_writes_failures_and_does_not_raise(study, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("content", ['{"runs": []}', "[]", "{"])
-def test_a_damaged_summary_is_named(study, tmp_path, content):
+def test_a_damaged_summary_is_one_line(study, tmp_path, content):
     path = tmp_path / "audit.json"
     path.write_text(content)
     evaluate(study, 0.0)
-    with pytest.raises(UserError, match=r"audit.json: (no summary of audits|not valid JSON)"):
+    with pytest.raises(UserError, match=r"audit.json: (no summary|not valid|expected a JSON)"):
         main(
             runs=tuple(study.runs),
             audits=tuple(study.audits),

@@ -72,6 +72,13 @@ def test_raters_of_one_mind_settle_everything(study, capsys):
     assert page.index("| shielded |") < page.index("| kl0 |") < page.index("| no_proj |")
 
 
+def test_names_of_raters_are_no_markup_and_figures_stay_as_they_are(study):
+    study.score(study.filled("*ann* ![x](y)", preferring(ORDER)))
+    page = (study.root / "scores.md").read_text()
+    assert "| &#42;ann&#42; !&#91;x&#93;(y) |" in page
+    assert "| kl0 | no_proj | 1.000 [1.000, 1.000] |" in page
+
+
 def test_a_rater_of_sides_is_a_coin_and_is_seen_through(study):
     scores = study.score(
         study.filled("left", lambda row: "left"), study.filled("ann", preferring(ORDER))

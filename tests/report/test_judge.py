@@ -74,8 +74,9 @@ class Handler(BaseHTTPRequestHandler):
         """The test's output is that of the command alone."""
 
 
-@pytest.fixture
-def server():
+@contextlib.contextmanager
+def listening():
+    """A server on a free port of this machine."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
         serving.asked, serving.pause = [], 0
         thread = threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True)
@@ -84,6 +85,12 @@ def server():
         yield serving
         serving.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server():
+    with listening() as serving:
+        yield serving
 
 
 @pytest.fixture
@@ -411,6 +418,34 @@ def test_addresses_that_serve():
     assert check_address("http://gpu-box:8000/v1", "") == "http://gpu-box:8000/v1"
     for host in ("localhost", "127.0.0.1", "[::1]"):
         assert check_address(f"http://{host}:1/v1", SECRET)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_what_is_for_this_machine_goes_through_no_proxy(study, server, monkeypatch, host):
+    """A proxy would be sent the key in plain text."""
+    monkeypatch.setenv(judge.KEY_VARIABLE, SECRET)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server.reply = reader(study)
+    server.url = server.url.replace("127.0.0.1", host)
+    with listening() as proxy:
+        proxy.reply = saying("left")
+        for name in ("http_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        run(study, server)
+    assert proxy.asked == []
+    assert server.asked[0][1]["Authorization"] == f"Bearer {SECRET}"
+
+
+def test_other_addresses_go_through_the_proxy_of_the_user(study, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with listening() as proxy:
+        proxy.reply = reader(study)
+        monkeypatch.setenv("http_proxy", proxy.url)
+        proxy.url = "http://gpu-box.invalid:8000/v1"
+        run(study, proxy)
+    assert proxy.asked[0][0] == "http://gpu-box.invalid:8000/v1/chat/completions"
 
 
 def test_the_address_may_stand_in_the_environment(study, server, monkeypatch):

@@ -19,6 +19,7 @@ from shielded_recrl.report.manifest import (
     commit,
     gpu_models,
     is_inside,
+    machine,
     main,
     manifest,
     stage_of,
@@ -83,14 +84,59 @@ def test_folders_on_other_disks_are_followed_once(results, tmp_path):
     assert paths == sorted([*LISTED, "explainer/model.bin"])
 
 
+def test_of_several_ways_to_a_folder_the_first_by_name_is_taken(tmp_path):
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "results"
+    for one in (elsewhere, folder):
+        one.mkdir()
+    (elsewhere / "model.bin").write_text("weights")
+    names = [f"link_{place:02}" for place in range(16)]
+    for name in names:
+        (folder / name).symlink_to(elsewhere)
+    assert artefact_paths(folder, folder / "manifest.json") == ["link_00/model.bin"]
+
+
+def test_leftovers_of_another_config_are_no_artefacts_of_this_study(results, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("study: [{dataset: books, variants: [shielded], seeds: [42]}]\n")
+    left = [
+        "audit/books/shielded/seed-4/audit.json",
+        "audit/steam/shielded/seed-42/audit.json",
+        "rl/books/kl0/seed-42/adapter/adapter_model.safetensors",
+        "rl/books/kl0/seed-42/evaluation.json",
+    ]
+    for path in left:
+        (results / path).parent.mkdir(parents=True, exist_ok=True)
+        (results / path).write_text("old")
+    main(results=results, config=config, out=results / "manifest.json")
+    document = json.loads((results / "manifest.json").read_text())
+    assert [one["path"] for one in document["artefacts"]] == sorted(LISTED)
+    assert [one["path"] for one in document["leftovers"]] == left
+    assert document["leftovers"][0]["sha256"] == hashlib.sha256(b"old").hexdigest()
+    warning, counted = capsys.readouterr().out.splitlines()
+    assert warning == (
+        "warning: of no run of this config, listed as leftovers: audit/books/shielded/seed-4, "
+        "audit/steam/shielded/seed-42, rl/books/kl0/seed-42"
+    )
+    assert "6 artefacts" in counted
+
+
+@pytest.mark.parametrize("name", ["a\nb.csv", "\x1b[2Ka.csv", "a\u202eb.csv", "a\udcff.csv"])
+def test_a_name_that_cannot_be_printed_is_refused_in_one_line(results, name):
+    (results / name).write_text("x")
+    with pytest.raises(UserError, match="cannot be printed; rename or remove it") as caught:
+        manifest(results, Config(), results / "manifest.json")
+    assert str(caught.value).isprintable()
+
+
 def test_the_command_gives_equal_bytes_and_names_neither_host_nor_user_nor_place(
     results, tmp_path, capsys
 ):
     config = tmp_path / "config.yaml"
     source = tmp_path / "private" / "steam-200k.csv"
     config.write_text(
-        f"seed: 7\ndatasets: {{steam: {{source: {source}}}}}\n"
-        "study: [{dataset: steam, variants: [shielded], seeds: [44, 42]}]\n"
+        f"seed: 7\ndatasets: {{steam: {{source: {source}}}, books: {{}}}}\n"
+        "study:\n- {dataset: steam, variants: [shielded], seeds: [44, 42]}\n"
+        "- {dataset: books, variants: [shielded], seeds: [42]}\n"
     )
     out = results / "manifest.json"
     texts = []
@@ -105,7 +151,7 @@ def test_the_command_gives_equal_bytes_and_names_neither_host_nor_user_nor_place
     assert document["config_paths_shortened"] == ["datasets.steam.source"]
     assert document["seeds"] == {"config": 7, "runs": [42, 44]}
     assert str(tmp_path) not in text
-    about = {key: document[key] for key in ("machine", "versions", "threads", "seeds")}
+    about = {key: document[key] for key in ("written_by", "threads", "seeds")}
     words = json.dumps(about).replace('"', " ").split()
     assert not {socket.gethostname(), getpass.getuser(), os.getcwd()} & set(words)
 
@@ -121,6 +167,12 @@ def test_threads_are_those_given_or_those_of_the_config(results):
     out = results / "manifest.json"
     assert manifest(results, config, out)["threads"] == 3
     assert manifest(results, config, out, threads=8)["threads"] == 8
+
+
+def test_what_wrote_the_manifest_is_not_said_to_have_made_the_results(results):
+    document = manifest(results, Config(), results / "manifest.json")
+    assert document["written_by"] == {"versions": versions(), "machine": machine()}
+    assert not {"versions", "machine"} & document.keys()
 
 
 def test_versions_are_those_installed():
@@ -140,19 +192,34 @@ def test_the_commit_is_that_of_the_library_and_tells_of_changes(tmp_path):
         )
         return done.stdout.strip()
 
-    library = tmp_path / "library"
-    library.mkdir()
+    library = tmp_path / "workflow" / "library"
+    library.mkdir(parents=True)
     (library / "__init__.py").write_text("")
     assert commit(library) is None
     git("init")
     assert commit(library) is None
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules/rl.smk").write_text("rule a:\n")
+    (tmp_path / ".gitignore").write_text("resources/raw/\n")
     git("add", ".")
     git("commit", "-m", "first")
     assert commit(library) == git("rev-parse", "HEAD")
-    (tmp_path / "other.txt").write_text("untracked")
-    assert commit(library) == git("rev-parse", "HEAD")
-    (library / "__init__.py").write_text("changed = True\n")
-    assert commit(library) == git("rev-parse", "HEAD") + "+changes"
+    clean = git("rev-parse", "HEAD")
+    git("config", "status.showUntrackedFiles", "no")
+    for path in ("notes.txt", "resources/raw/ratings.csv"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("nothing that decides a result")
+        assert commit(library) == clean
+    for path in (
+        *("workflow/library/__init__.py", "workflow/library/new.py", "rules/rl.smk", "Snakefile"),
+        *("config/config.yaml", "resources/policy.yaml", "envs/rl.yaml"),
+    ):
+        old = (tmp_path / path).read_text() if (tmp_path / path).exists() else None
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("changed = True\n")
+        assert commit(library) == f"{clean}+changes", path
+        (tmp_path / path).unlink() if old is None else (tmp_path / path).write_text(old)
+        assert commit(library) == clean
 
 
 def test_models_of_gpus_are_read_from_the_driver(tmp_path):

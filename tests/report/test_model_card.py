@@ -105,6 +105,20 @@ def test_no_path_of_this_machine_is_in_it(trained, tmp_path):
     assert "local folder `base`" in text
 
 
+@pytest.mark.parametrize(
+    ("path", "arguments", "name"),
+    [
+        ("../models/secret/base", {"base": "../models/secret/base"}, "base"),
+        ("resources/models/TinyLlama--TinyLlama-1.1B", HUB, HUB["base"]),
+        ("/somewhere/results/explainer/books/embedded/model", {}, "embedded"),
+    ],
+)
+def test_a_base_goes_by_its_name_and_not_by_where_it_lay(trained, tmp_path, path, arguments, name):
+    point(trained["run"], path)
+    out, _ = released(trained, tmp_path / "release", **arguments)
+    assert read_json(out / "adapter_config.json")["base_model_name_or_path"] == name
+
+
 def test_metadata_of_an_adapter_of_a_published_base(trained, tmp_path):
     stats = read_json(trained["stats"]) | {"synthetic": False, "inputs": {"Books.csv.gz": "00ff"}}
     write_json(trained["stats"], stats)
@@ -169,6 +183,16 @@ def test_the_card_tells_what_the_audit_found(trained, tmp_path):
     assert "0.0014 of 700 texts (at most 0.0068)" in text
     assert "| Largest gap between two user groups | not evaluable |" in text
     assert "- privacy: 1 of 700 texts &#124; &lt;b>" in text
+
+
+@pytest.mark.parametrize("findings", [None, "none"])
+def test_an_audit_without_findings_is_not_one_that_found_nothing(trained, tmp_path, findings):
+    audit = read_json(trained["audit"])
+    _, text = released(trained, tmp_path / "release")
+    assert "No findings." in text
+    write_json(trained["audit"], audit | {"findings": findings})
+    with pytest.raises(UserError, match="its audit has no list 'findings'"):
+        released(trained, tmp_path / "release")
 
 
 def test_an_audit_without_a_number_is_named(trained, tmp_path):

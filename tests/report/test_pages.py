@@ -1,11 +1,19 @@
 """Markdown pages as HTML files."""
 
+import base64
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shielded_recrl.errors import UserError
+from shielded_recrl.markdown import in_cell, table
 from shielded_recrl.report.pages import document, main
+
+NOWHERE = Path("/nonexistent")
+HOSTILE = "![x](https://evil.example/t.png) [here](https://evil.example) <https://evil.example> *a*"
 
 
 class Tags(HTMLParser):
@@ -27,7 +35,7 @@ class Tags(HTMLParser):
 
 
 def test_tables_and_headings_become_html():
-    page = Tags(document("# Title & more\n\n| a | verdict |\n|---|---|\n| 1 | failed |\n"))
+    page = Tags(document("# Title & more\n\n| a | verdict |\n|---|---|\n| 1 | failed |\n", NOWHERE))
     assert len(page.named("h1")) == 1
     assert [cell.get("class") for cell in page.named("td")] == [None, "failed"]
     assert "Title & more" in page.text
@@ -35,7 +43,7 @@ def test_tables_and_headings_become_html():
 
 def test_html_and_scripts_of_a_text_are_shown_and_not_run():
     hostile = '# T\n\n<script>alert(1)</script> <img src=x onerror="alert(1)">\n\n[x](javascript:alert(1))\n'
-    page = Tags(document(hostile))
+    page = Tags(document(hostile, NOWHERE))
     assert not page.named("script")
     assert not page.named("img")
     assert not page.named("a")
@@ -43,14 +51,69 @@ def test_html_and_scripts_of_a_text_are_shown_and_not_run():
 
 
 def test_a_title_cannot_leave_its_tag():
-    page = Tags(document("# </title><script>alert(1)</script>\n"))
+    page = Tags(document("# </title><script>alert(1)</script>\n", NOWHERE))
     assert not page.named("script")
 
 
-def test_nothing_is_fetched():
-    page = document("# T\n\ntext\n")
-    assert "http" not in page
-    assert "url(" not in page
+def paragraph(text):
+    """Tags of a page whose one cell, paragraph and point is the text."""
+    quoted = in_cell(text)
+    lines = [*table(["text"], [[quoted]]), "", f"It says {quoted}", "", f"- note: {quoted}", ""]
+    return Tags(document("\n".join(lines), NOWHERE))
+
+
+def test_the_markup_of_a_text_is_shown():
+    page = paragraph(HOSTILE)
+    assert page.text.count(HOSTILE) == 3
+    assert not {"a", "img", "em", "strong"} & {name for name, _ in page.tags}
+
+
+@given(st.text("aB1 _*~`[]()!<>#&;|\\:/\"'-", max_size=30))
+def test_no_text_is_markup(text):
+    plain = " ".join(text.split())
+    page = paragraph(f"x {text} x")
+    kinds = {"html", "head", "meta", "title", "style", "body", "div", "table", "thead", "tbody"}
+    assert {name for name, _ in page.tags} <= kinds | {"tr", "th", "td", "p", "ul", "li"}
+    assert page.text.count(f"x {plain} x" if plain else "x x") >= 3
+
+
+def test_names_in_code_stay_as_they_are():
+    assert in_cell("no_proj: 1.5% (-0.2)") == "no_proj: 1.5% (-0.2)"
+
+
+def test_nothing_can_be_fetched():
+    """Links of the page's own can be followed by a reader, and everything else is forbidden."""
+    page = Tags(document("# T\n\n![x](https://evil.example/t.png)\n", NOWHERE))
+    assert page.named("meta")[-1] == {
+        "http-equiv": "Content-Security-Policy",
+        "content": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+    }
+    assert not page.named("img")
+
+
+def test_images_beside_the_page_are_in_it(tmp_path):
+    (tmp_path / "card.md").write_text('# Card\n\nSee ![the "curve"](curve.svg) and ![](b.png).\n')
+    (tmp_path / "curve.svg").write_text("<svg/>")
+    (tmp_path / "b.png").write_bytes(b"\x89PNG")
+    main(sources=(tmp_path / "card.md",), outs=(tmp_path / "out/card.html",))
+    curve, figure = Tags((tmp_path / "out/card.html").read_text()).named("img")
+    assert curve["alt"] == 'the "curve"'
+    kind, _, data = curve["src"].partition(",")
+    assert (kind, base64.b64decode(data)) == ("data:image/svg+xml;base64", b"<svg/>")
+    assert figure["src"] == "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()
+
+
+@pytest.mark.parametrize(
+    "source", ["missing.svg", "../secret.svg", "secret.txt", "folder/a.svg", "//host/a.svg", "."]
+)
+def test_of_other_images_the_description_is_left(tmp_path, source):
+    folder = tmp_path / "page"
+    (folder / "folder").mkdir(parents=True)
+    for path in (tmp_path / "secret.svg", folder / "secret.txt", folder / "folder/a.svg"):
+        path.write_text("<svg/>")
+    page = Tags(document(f"![the <curve>]({source})\n", folder))
+    assert not page.named("img")
+    assert "the <curve>" in page.text
 
 
 def test_files_are_written_in_order(tmp_path):

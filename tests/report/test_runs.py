@@ -6,7 +6,7 @@ import pytest
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json, write_json
-from shielded_recrl.report.runs import load_runs
+from shielded_recrl.report.runs import load_runs, read_summary
 
 
 def keys(runs):
@@ -91,3 +91,32 @@ def test_the_same_run_twice_is_refused(study, tmp_path):
     copy = shutil.copytree(study.runs[3], tmp_path / "copy")
     with pytest.raises(UserError, match=r"copy: the same dataset, variant and seed as"):
         load_runs([*study.runs, copy], study.audits, study.stats)
+
+
+def test_a_summary_is_read_as_it_was_written(study):
+    assert read_summary(study.summary) == read_json(study.summary)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: p.unlink(), "cannot be read"),
+        (lambda p: p.write_text("{"), "not valid JSON"),
+        (lambda p: p.write_text("[]"), "expected a JSON object"),
+        (
+            lambda p: p.write_text("{}"),
+            "no summary of audits; make it again with `audit summarise`",
+        ),
+        (lambda p: edit(p, policy=["lines", "variants"]), "no summary of audits"),
+        (lambda p: edit(p, policy={"lines": {}}), "no summary of audits"),
+        (lambda p: edit(p, runs={}), "no summary of audits"),
+        (lambda p: edit(p, runs=[{"dataset": "books"}]), "no summary of audits"),
+    ],
+)
+def test_a_summary_that_is_none_is_named(study, spoil, message):
+    spoil(study.summary)
+    with pytest.raises(UserError) as error:
+        read_summary(study.summary)
+    assert str(error.value).startswith(f"{study.summary}: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

@@ -15,6 +15,7 @@ from evidence import reaudit, write_outcomes
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_jsonl, write_jsonl
 from shielded_recrl.report.criteria import SIMULATORS
+from shielded_recrl.report.csv_table import to_csv
 from shielded_recrl.report.significance import (
     ALL_SEEDS,
     COLUMNS,
@@ -28,7 +29,6 @@ from shielded_recrl.report.significance import (
     measured,
     page,
     significance,
-    to_csv,
 )
 
 TEXT_OUTCOMES = [name for name, (part, _) in OUTCOMES.items() if part == "texts"]
@@ -126,6 +126,23 @@ def test_every_seed_is_shown_and_only_shared_ones_are():
     assert [row["seed"] for row in rows] == [ALL_SEEDS, 2, 3]
     assert [row["seeds"] for row in rows] == [2, 2, 2]
     assert [row["difference"] for row in rows] == pytest.approx([0.25, 0.2, 0.3])
+
+
+def test_a_seed_without_a_pair_of_the_outcome_is_no_seed_of_it():
+    """Two of three shared seeds measured nobody's NDCG: what is left cannot be a claim."""
+
+    def run(shift, measured):
+        one = outcomes(shift)
+        nobody = pl.lit(None, dtype=pl.Float64)
+        return one if measured else one._replace(users=one.users.with_columns(ndcg_change=nobody))
+
+    reference = {seed: run(0.0, True) for seed in (1, 2, 3)}
+    variant = {seed: run(0.1, seed == 2) for seed in (1, 2, 3)}
+    rows = significance({"books": {"shielded": reference, "b": variant}}, 2000, 0)
+    ndcg, clicks = pooled(rows, "ndcg_change"), pooled(rows, "clicks")
+    assert (ndcg["seeds"], ndcg["claim"]) == (1, False)
+    assert ndcg["p_holm"] < 0.05
+    assert (clicks["seeds"], clicks["claim"]) == (3, True)
 
 
 def test_a_claim_needs_three_seeds_of_one_sign_and_a_small_adjusted_p_value():
@@ -315,5 +332,5 @@ def test_what_evaluation_writes_is_what_is_read(tmp_path):
 
 def test_csv_has_a_cell_for_every_column():
     rows = significance({"books": {"shielded": {1: outcomes(0)}, "b": {1: outcomes(1)}}}, 50, 0)
-    lines = to_csv(rows).splitlines()
+    lines = to_csv(rows, COLUMNS).splitlines()
     assert {line.count(",") for line in lines} == {len(COLUMNS) - 1}

@@ -7,13 +7,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import audit_document
+from shielded_recrl.audit import gate
 from shielded_recrl.config import Config
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json, write_json
 from shielded_recrl.report.manifest import manifest
 from shielded_recrl.report.verify import check, main, read_manifest
 
-FILES = {"a.csv": "one", "rl/books/b.json": "two", "rl/books/c.json": "three"}
+FILES = {"a.csv": "one", "data/books/b.json": "two", "data/books/c.json": "three"}
 
 
 @pytest.fixture
@@ -44,21 +46,99 @@ def test_a_moved_folder_is_verified_too(results, tmp_path):
 
 def test_every_kind_of_difference_is_one_line(results, capsys):
     (results / "a.csv").write_text("onE")
-    (results / "rl/books/b.json").unlink()
-    (results / "rl/books/c.json").write_text("longer")
-    (results / "rl/new.json").write_text("new")
+    (results / "data/books/b.json").unlink()
+    (results / "data/books/c.json").write_text("longer")
+    (results / "data/new.json").write_text("new")
     (results / "logs").mkdir()
     (results / "logs/x.log").write_text("a log is no artefact")
     with pytest.raises(SystemExit) as caught:
         main(results)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("a.csv: changed: SHA-256 ")
-    assert lines[1] == "rl/books/b.json: missing"
-    assert lines[2] == "rl/books/c.json: changed: 6 bytes, 5 listed"
-    assert lines[3:] == ["rl/new.json: not listed"]
+    assert lines[1] == "data/books/b.json: missing"
+    assert lines[2] == "data/books/c.json: changed: 6 bytes, 5 listed"
+    assert lines[3:] == ["data/new.json: not listed"]
     assert str(caught.value).endswith(
         "problems: 4; files listed in {}: 3".format(results / "manifest.json")
     )
+
+
+def test_leftovers_are_verified_too(results):
+    stray = results / "rl/books/mine/seed-1/evaluation.json"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("{}")
+    write_json(results / "manifest.json", manifest(results, Config(), results / "manifest.json"))
+    assert [one["path"] for one in read_json(results / "manifest.json")["leftovers"]] == [
+        "rl/books/mine/seed-1/evaluation.json"
+    ]
+    assert problems(results) == []
+    stray.write_text("[]")
+    assert len(problems(results)) == 1
+
+
+@pytest.fixture
+def judged(results):
+    """The folder with a summary of audits and the verdict of the gate on it."""
+    audit_document.summed_up(results / "audit", audit_document.audit())
+    gate.main(audit=results / "audit/audit.json", out=results / "audit/passed")
+    write_json(results / "manifest.json", manifest(results, Config(), results / "manifest.json"))
+    return results
+
+
+def test_the_verdict_of_the_gate_is_on_the_summary_that_is_listed(judged):
+    assert problems(judged) == []
+    (judged / "audit/passed").unlink()
+    assert problems(judged) == []
+
+
+@pytest.mark.parametrize(
+    "verdict", ['{"audit": "00"}', '{"audit": null}', "{}", "[]", "{", "\udcff", None]
+)
+def test_any_other_verdict_is_found(judged, verdict):
+    (judged / "audit/passed").unlink()
+    if verdict is None:
+        (judged / "audit/passed").mkdir()
+    else:
+        (judged / "audit/passed").write_text(verdict, errors="surrogateescape")
+    assert problems(judged) == ["audit/passed: no verdict on the audit/audit.json that is listed"]
+
+
+def test_a_verdict_on_no_summary_is_found(results):
+    (results / "audit").mkdir()
+    (results / "audit/passed").write_text('{"audit": null}')
+    assert problems(results) == ["audit/passed: no verdict on the audit/audit.json that is listed"]
+
+
+def test_the_report_is_said_not_to_be_covered(results, capsys):
+    (results / "report").mkdir()
+    (results / "report/report.html").write_text("<html>")
+    main(results)
+    assert capsys.readouterr().out.splitlines() == [
+        "not covered: report/report.html",
+        f"{results}: 3 files verified",
+    ]
+
+
+ODD = ["a\nb.json: fine", "\x1b[2Ka.csv", "a\u202ecsv", "a\x9b2K", "a\udcff"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_names_in_the_folder_are_quoted(results, name, capsys):
+    (results / "new").mkdir()
+    (results / "new" / name).write_text("x")
+    with pytest.raises(SystemExit):
+        main(results)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == f"{'new/' + name!r}: not listed"
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_names_in_a_manifest_are_refused(results, name):
+    tampered(results, lambda document: document["artefacts"][1].update(path=name))
+    with pytest.raises(UserError, match="cannot be printed") as caught:
+        main(results)
+    assert str(caught.value).isprintable()
 
 
 @settings(
@@ -88,7 +168,7 @@ def tampered(results, change):
 @pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "rl/../../secret", "", 3, None])
 def test_paths_that_lead_out_are_refused(results, path):
     tampered(results, lambda document: document["artefacts"][1].update(path=path))
-    with pytest.raises(UserError, match=r"artefact 1: .* is no path below the folder") as caught:
+    with pytest.raises(UserError, match=r"artefacts 1: .* is no path below the folder") as caught:
         main(results)
     assert "\n" not in str(caught.value)
 
@@ -97,9 +177,14 @@ def test_paths_that_lead_out_are_refused(results, path):
     ("change", "said"),
     [
         (lambda d: d.pop("artefacts"), "'artefacts' is no list"),
+        (lambda d: d.pop("leftovers"), "'leftovers' is no list"),
+        (
+            lambda d: d["leftovers"].append(d["artefacts"][0]),
+            "leftovers 0: 'a.csv' is listed twice",
+        ),
         (lambda d: d.update(format=2), "no manifest of format 1"),
         (lambda d: d["artefacts"].append(d["artefacts"][0]), "listed twice"),
-        (lambda d: d["artefacts"].append("a.csv"), "artefact 3 is no object"),
+        (lambda d: d["artefacts"].append("a.csv"), "artefacts 3 is no object"),
         (lambda d: d["artefacts"][0].update(bytes=-1), "'bytes' is -1"),
         (lambda d: d["artefacts"][0].update(bytes=True), "'bytes' is True"),
         (lambda d: d["artefacts"][0].update(sha256="ab"), "'sha256' is 'ab'"),

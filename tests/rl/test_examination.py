@@ -17,6 +17,7 @@ from shielded_recrl.explainer.settings import PromptSettings
 from shielded_recrl.ranker.data import Splits
 from shielded_recrl.rl.evaluation import simulator
 from shielded_recrl.rl.evaluation.base import click_draws, click_rates
+from shielded_recrl.rl.evaluation.copying import own_share, prompt_words
 from shielded_recrl.rl.evaluation.examination import (
     ABOUT,
     INTERCEPT,
@@ -33,8 +34,6 @@ from shielded_recrl.rl.evaluation.examination import (
     effective_words,
     examination,
     inverse_document_frequencies,
-    own_share,
-    prompt_words,
     read,
     user_patience,
 )
@@ -220,7 +219,7 @@ def test_the_two_simulators_judge_by_other_evidence():
     index = simulator.ClaimIndex(CATALOGUE)
 
     def both(text):
-        return simulator.judge(text, REQUEST, index).quality, quality(text)
+        return simulator.judge(text, REQUEST, index, PROMPT).quality, quality(text)
 
     # Half of a title is half of its words, and no claim.
     none, half = both("This one has magic in it."), both("This one has runic magic in it.")
@@ -230,8 +229,8 @@ def test_the_two_simulators_judge_by_other_evidence():
     plain = both("Because you liked Neon Circuit you may enjoy Runic Circuit.")
     other = both("Because you liked Runic Circuit you may enjoy Runic Circuit.")
     assert other[1] < plain[1]
-    # The prompt, read back: nothing to one, a little to the other.
-    assert both(TRICKS["prompt echo"])[0] > 0 == both(TRICKS["prompt echo"])[1]
+    # The prompt, read back, is nothing to either.
+    assert both(TRICKS["prompt echo"]) == (0.0, 0.0)
 
 
 def splits(train: list[list[int]], valid: list[list[int]], n_items: int) -> Splits:

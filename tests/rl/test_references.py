@@ -10,6 +10,7 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.rl.evaluation.references import (
     MOST,
     References,
+    check_reviews,
     count_reviews,
     load_references,
     pair_references,
@@ -106,5 +107,22 @@ def test_unreadable_files(tmp_path, content):
         path.write_bytes(content)
     elif content:
         pl.DataFrame({"item": [1], "review": ["x"]}).write_parquet(path)
-    with pytest.raises(UserError, match=r"reviews\.parquet: no table with the columns user, item"):
-        load_references(path, [(1, 1)], 0)
+    for read in (lambda path: load_references(path, [(1, 1)], 0), check_reviews):
+        with pytest.raises(UserError, match=r"reviews\.parquet: no table with the columns user, "):
+            read(path)
+
+
+def test_a_file_whose_texts_are_damaged_is_found_out(tmp_path):
+    """The index at the end of the file is whole, and so is the number of rows."""
+    path = tmp_path / "reviews.parquet"
+    rows = [(n, 1, "train", f"text {n * 7919}") for n in range(1, 2000)]
+    table(rows).write_parquet(path, compression="zstd")
+    check_reviews(path)
+    content = bytearray(path.read_bytes())
+    start, end = len(content) // 10, len(content) * 8 // 10
+    content[start:end] = b"\xff" * (end - start)
+    path.write_bytes(content)
+    assert count_reviews(path) == len(rows)
+    with pytest.raises(UserError, match="run `data prepare` again") as caught:
+        check_reviews(path)
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -279,10 +280,16 @@ def test_toxicity_is_the_text_s_own_and_loaded_when_asked(monkeypatch):
     assert parts["total"][1] < parts["total"][0] - 0.05
     # A title that nobody liked is the text's own word.
     assert score(reward_of(items), [named], [REQUEST])["toxicity"][0] > 0.9
-    monkeypatch.setitem(__import__("sys").modules, "shielded_recrl.audit.toxicity", None)
+    monkeypatch.setitem(sys.modules, "shielded_recrl.audit.toxicity", None)
     free = reward_of(CATALOGUE, DEFAULT.model_copy(update={"toxicity": 0.0}))
     assert "toxicity" not in score(free, [HONEST], [REQUEST])
     with pytest.raises(UserError, match="set the weight to 0"):
+        reward_of(CATALOGUE)
+
+
+def test_a_scorer_that_is_missing_is_said_before_the_first_text(monkeypatch):
+    monkeypatch.setitem(sys.modules, "profanity_check", None)
+    with pytest.raises(UserError, match=r"needs alt-profanity-check .* set the weight to 0"):
         reward_of(CATALOGUE)
 
 

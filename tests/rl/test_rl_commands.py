@@ -15,6 +15,7 @@ from shielded_recrl.explainer.base import load_tokenizer
 from shielded_recrl.explainer.init import main as init
 from shielded_recrl.files import read_json, read_jsonl, sha256
 from shielded_recrl.rl import evaluate, train
+from shielded_recrl.rl.evaluation import text_metrics
 from shielded_recrl.rl.settings import (
     EvaluationSettings,
     RewardSettings,
@@ -360,6 +361,24 @@ def test_what_training_left_is_read_before_anything_is_computed(world, out, tmp_
     with pytest.raises(UserError, match=rf"{name}: not a readable") as caught:
         again(world, tmp_path / "whole", tmp_path / "run", base=tmp_path / "nowhere")
     assert "\n" not in str(caught.value)
+
+
+def test_reviews_are_read_before_anything_is_computed(world, out, tmp_path):
+    reviews = tmp_path / "reviews.parquet"
+    reviews.write_bytes(b"PAR1 cut short")
+    with pytest.raises(UserError, match=r"reviews\.parquet: no table with the columns"):
+        again(world, out, tmp_path / "run", reviews=reviews, base=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("package", [None, "there"])
+def test_bertscore_is_looked_at_before_anything_is_computed(
+    world, out, tmp_path, monkeypatch, package
+):
+    monkeypatch.setattr(text_metrics, "find_spec", lambda name: package)
+    chosen = EVALUATION.model_copy(update={"bertscore_model": str(tmp_path / "model")})
+    message = "no tokenizer in it" if package else "BERTScore needs the package bert-score"
+    with pytest.raises(UserError, match=message):
+        again(world, out, tmp_path / "run", settings=chosen, base=tmp_path / "nowhere")
 
 
 def test_a_readout_of_another_base_is_one_line(world, out, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import random
 import re
 from pathlib import Path
 
@@ -11,10 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from explanation_texts import CATALOGUE, HONEST, REQUEST, TRICKS, VOCABULARY
-from shielded_recrl.explainer.prompts import Item, Request
+from shielded_recrl.explainer.prompts import (
+    Item,
+    PromptBuilder,
+    Request,
+    request_text,
+    short_title,
+)
+from shielded_recrl.explainer.settings import PromptSettings
+from shielded_recrl.explainer.texts import load_styles, write
 from shielded_recrl.provenance import import_closure
 from shielded_recrl.ranker.data import Splits
 from shielded_recrl.rl.evaluation.base import click_draws, click_rates, standardised
+from shielded_recrl.rl.evaluation.copying import echo, prompt_words
 from shielded_recrl.rl.evaluation.simulator import (
     LENGTH_SCALE,
     UNGROUNDED,
@@ -27,12 +37,14 @@ from shielded_recrl.rl.evaluation.simulator import (
 )
 from shielded_recrl.rl.settings import SimulatorSettings
 from shielded_recrl.rl.text import words
+from tiny_world import TEMPLATES
 
 INDEX = ClaimIndex(CATALOGUE)
+PROMPTS = PromptBuilder(None, TEMPLATES, CATALOGUE, PromptSettings())
 
 
 def quality(text: str, request: Request, index: ClaimIndex) -> float:
-    return judge(text, request, index).quality
+    return judge(text, request, index, prompt_words(request, PROMPTS)).quality
 
 
 RULES = Path(__file__).resolve().parents[2] / "rules"
@@ -71,10 +83,143 @@ def test_a_trick_has_less_quality_than_an_honest_explanation(trick):
     assert quality(TRICKS[trick], REQUEST, INDEX) < 0.8 * quality(HONEST, REQUEST, INDEX)
 
 
-@pytest.mark.parametrize("trick", ["prompt echo", "names of the prompt", "keyword stuffing"])
-def test_echo_and_stuffing_are_worse_than_one_sentence_for_everybody(trick):
-    constant = quality(TRICKS["constant sentence"], REQUEST, INDEX)
-    assert quality(TRICKS[trick], REQUEST, INDEX) < constant
+BOTTOM = [
+    "empty",
+    "prompt echo",
+    "prompt echo that ends well",
+    "names of the prompt",
+    "keyword stuffing",
+    "title twenty times",
+]
+
+
+@pytest.mark.parametrize("trick", BOTTOM)
+def test_empty_texts_echoes_and_lists_are_at_the_bottom(trick):
+    assert quality(TRICKS[trick], REQUEST, INDEX) == 0.0
+
+
+SHORT = ["Neon Circuit", "Rustic Wedding", "Heat", "Viking Chronicle 2", "Desert Cookbook"]
+# One is cut at the sixty characters that a prompt has room for.
+LONG = [
+    "The Slow and Careful Repair of Very Old Wooden Violins",
+    "How to Cross the Northern Desert on Foot Without a Single Map",
+    "A Short History of the Lamps That Nobody Ever Remembered to Light Again",
+    "What the Ferryman Told His Youngest Daughter",
+    "Seven Letters",
+]
+ABOUT = {
+    "one category": Item("Runic Circuit", ("Fantasy",), ""),
+    "no category": Item("Runic Circuit", (), ""),
+    "three categories": Item("Runic Circuit", ("Fantasy", "Science Fiction", "Crime"), ""),
+    "long title": Item("All the Doors of the Great Station Hotel by Night", ("Crime",), ""),
+}
+
+
+def asked(about: str, titles: list[str]) -> Request:
+    history = tuple(Item(title, ("Fantasy",), "") for title in titles)
+    return Request(1, 1, ABOUT[about], history, (), ())
+
+
+REQUESTS = [
+    pytest.param(asked(about, titles[:count]), id=f"{about}, {count} {kind} titles")
+    for about in ABOUT
+    for count in (1, 2, 5)
+    for kind, titles in (("short", SHORT), ("long", LONG))
+]
+
+
+def prompt_text(request: Request) -> tuple[str, str]:
+    """Both lines of templates, filled."""
+    titles = "; ".join(short_title(item) for item in request.history)
+    return (
+        PROMPTS.prefix_template.replace("{history}", titles),
+        request_text(PROMPTS.request_template, request.about),
+    )
+
+
+def index_of(request: Request) -> ClaimIndex:
+    return ClaimIndex([CATALOGUE[0], request.about, *request.history])
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_the_prompt_and_its_parts_are_at_the_bottom(request_):
+    history, ask = prompt_text(request_)
+    whole = f"{history}\n{ask}"
+    assert words(whole) == prompt_words(request_, PROMPTS)
+    title = short_title(request_.about)
+    texts = [
+        *(whole, whole.upper(), whole.removesuffix("Why:"), history, ask, ask.removesuffix("Why:")),
+        *(title, f"Next: {title}", f"{history} {title}"),
+    ]
+    for text in texts:
+        assert quality(text, request_, index_of(request_)) == 0.0, text
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_an_echo_before_an_honest_sentence_costs_what_it_takes(request_):
+    """The text is never better for it, though the echo names what the text does not."""
+    index, (history, ask) = index_of(request_), prompt_text(request_)
+    for honest in (
+        f"You may enjoy {short_title(request_.about)} on a quiet evening at home.",
+        "This is a good pick for a quiet evening.",
+    ):
+        plain = quality(honest, request_, index)
+        values = [quality(f"{part} {honest}", request_, index) for part in (ask, history + ask)]
+        assert max(values) < 0.95 * plain
+        assert quality(f"{honest} {history} {ask}", request_, index) < 0.95 * plain
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("place", [0, -1])
+def test_names_are_no_echo(request_, place):
+    """An honest text names item, category and one title of the history, at any length."""
+    title, liked = short_title(request_.about), short_title(request_.history[place])
+    category = (*request_.about.categories, "adventure")[0]
+    texts = [
+        f"Because you liked {liked}, you may enjoy the {category} in {title}.",
+        f"You liked {liked}, and {title} is another good example of {category}.",
+        f"Since you liked {liked}, we suggest {title} as the next one.",
+        f"If you are in the mood for {category}, {title} is worth a try.",
+        f"{title} shares its {category} with {liked}, which you already know.",
+    ]
+    for text in texts:
+        assert echo(words(text), request_, prompt_words(request_, PROMPTS)).share == 0.0, text
+
+
+def test_the_styles_the_lm_learns_are_no_echo():
+    rng = random.Random(3)
+    styles = load_styles(TEMPLATES / "explanations.yaml")
+    items = [*ABOUT.values(), *(Item(title, ("Fantasy", "Crime"), "") for title in SHORT + LONG)]
+    for _ in range(500):
+        about, *history = rng.sample(items, rng.choice([2, 3, 6]))
+        request = Request(1, 1, about, tuple(history), (), ())
+        text = write(styles, about, history, rng)[1]
+        assert echo(words(text), request, prompt_words(request, PROMPTS)).share == 0.0, text
+
+
+def test_the_share_of_the_prompt_by_hand():
+    """Joints: next-runic, circuit-fantasy, fantasy-is, is-fun; the first two follow the prompt."""
+    prompt = prompt_words(REQUEST, PROMPTS)
+
+    def share(text: str) -> float:
+        return echo(words(text), REQUEST, prompt).share
+
+    assert share("Next Runic Circuit: Fantasy is fun") == 2 / 4
+    # One joint alone is none to speak of, and neither are two apart.
+    assert share("next Runic Circuit is fun") == 0.0
+    assert share("liked Rustic Wedding is next Runic Circuit") == 0.0
+    # A name alone, or two, have no word of their own.
+    assert share("Runic Circuit, Rustic Wedding") == share("Fantasy") == 1.0
+    assert share("fun") == 0.0
+    marks = echo(words("Try the next Runic Circuit: Fantasy is fun"), REQUEST, prompt).words
+    assert marks == (False, False, True, True, True, True, False, False)
+
+
+def test_without_the_prompt_its_row_of_names_is_known():
+    text = "Rustic Wedding, Neon Circuit, Viking Chronicle 2 are what you liked before this one."
+    known = judge(text, REQUEST, INDEX, prompt_words(REQUEST, PROMPTS))
+    assert judge(text, REQUEST, INDEX) == known
+    assert judge(HONEST, REQUEST, INDEX).quality == quality(HONEST, REQUEST, INDEX)
 
 
 def test_quality_of_nothing_is_zero():
@@ -282,7 +427,7 @@ def test_the_simulator_puts_its_parts_together():
     world = splits([[3], [1, 2], [1], [3]], [[1], [], [], []], 5)
     triples = [(1, 2, 1), (1, 4, 2)]
     chosen = SimulatorSettings(sessions=30, relevance_weight=2.0, quality_weight=0.5)
-    audience = ClaimsSimulator(CATALOGUE, world, triples, chosen, seed=7)
+    audience = ClaimsSimulator(PROMPTS, world, triples, chosen, seed=7)
     bias = user_bias(1, 0.3, 7)
     for weight in (0.5, 0.0, 3.0):
         got = audience.clicks(np.array([0.25, 0.75]), weight)
@@ -296,6 +441,8 @@ def test_the_simulator_puts_its_parts_together():
         own.probability, audience.probability(np.array([0.25, 0.75]), 0.5)
     )
     assert audience.judge(HONEST, REQUEST) == judge(HONEST, REQUEST, INDEX)
+    # The templates' words are known to be copied.
+    assert audience.judge("".join(prompt_text(REQUEST)), REQUEST).quality == 0.0
 
 
 def test_standardised_by_hand():

@@ -3,7 +3,8 @@
 import gzip
 import json
 import math
-from itertools import combinations
+import shutil
+from itertools import combinations, permutations
 
 import numpy as np
 import polars as pl
@@ -26,6 +27,7 @@ from shielded_recrl.rl.evaluation.text_metrics import (
     BERTScoreModel,
     ReferenceTexts,
     bertscore,
+    check_bertscore,
     derangement,
     distinct,
     feature_coverage_ratio,
@@ -34,6 +36,7 @@ from shielded_recrl.rl.evaluation.text_metrics import (
     item_features,
     lcs_length,
     named_features,
+    shuffle,
     text_metrics_report,
     unique_sentence_ratio,
 )
@@ -170,6 +173,17 @@ def test_derangements_differ_by_seed_and_need_two():
     assert len(set(moved)) == 5
     with pytest.raises(ValueError, match="cannot be moved"):
         derangement([1], np.random.default_rng(0))
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.integers(0, 5))
+def test_a_shuffle_never_meets_its_own_label(labels, seed):
+    """With m of n places of one label at most 2 (n - m) can be moved to another, or all."""
+    places, others = shuffle(labels, np.random.default_rng(seed))
+    assert all(labels[one] != labels[two] for one, two in zip(places, others, strict=True))
+    assert len(set(places)) == len(places)
+    assert others.tolist() == sorted(set(others))
+    n, most = len(labels), max(map(labels.count, labels))
+    assert len(places) == min(n, 2 * (n - most))
 
 
 @settings(max_examples=60, deadline=None)
@@ -342,6 +356,32 @@ def test_shuffling_is_against_another_item(reviews):
     assert found["rouge_l_minus_shuffled"]["mean"] == pytest.approx(gap)
 
 
+@pytest.mark.parametrize(("same", "left"), [(5, 2), (4, 0), (8, 8)])
+def test_texts_that_no_other_item_is_left_for_are_no_control(reviews, same, left):
+    """Of eight texts, five to eight are about Emma: each says what its own reference does."""
+    asked = [
+        Request(user, item, CATALOGUE[item - 1], (), (), ())
+        for user, item in enumerate([1] * same + [2, 3, 4, 2][: 8 - same], start=1)
+    ]
+    texts = [WRITTEN[request.item - 1] for request in asked]
+    users = np.array([request.user for request in asked])
+    found = text_metrics_report(texts, texts, asked, reviews, users, 200, 5)
+    assert found["shuffled_left_out"] == {"fmr": left, "references": left}
+    after = found["after"]
+    assert after["rouge_l"] == pytest.approx(100)
+    if left == 8:
+        assert after["shuffled"] == dict.fromkeys((*AGAINST, "fmr"))
+        assert after["rouge_l_minus_shuffled"] is None
+        return
+    assert after["shuffled"]["fmr"] == 0.0
+    # The best any text does against what was written of another item.
+    pairs = list(permutations(WRITTEN, 2))
+    scores = plain_rouge([one for one, _ in pairs], [[two] for _, two in pairs])["rouge_l"]
+    assert after["shuffled"]["rouge_l"] <= max(scores) < 50
+    gap = 100 - after["shuffled"]["rouge_l"]
+    assert after["rouge_l_minus_shuffled"]["mean"] == pytest.approx(gap)
+
+
 def test_equal_seeds_give_equal_reports(reviews):
     apt = about_all(lambda request: WRITTEN[request.item - 1])
     same = about_all(lambda request: "A fine story for you.")
@@ -407,6 +447,23 @@ def test_bertscore_is_reported_with_its_controls(bert, reviews):
     found = report(reviews, apt, apt, model=bert)["after"]
     assert found["bertscore"] > found["shuffled"]["bertscore"] > 0
     assert found["constant"]["bertscore"] < found["bertscore"]
+
+
+def test_a_model_is_loaded_once_before_it_is_needed(bert, tmp_path, monkeypatch):
+    """What bert-score itself is not needed for: the folder, its weights, its layers."""
+    monkeypatch.setattr(text_metrics, "find_spec", lambda name: name)
+    check_bertscore(bert)
+    with pytest.raises(UserError, match=r"bertscore_layer is 3, but the model in .* has 2 layers"):
+        check_bertscore(bert._replace(layer=3))
+    with pytest.raises(UserError, match="no tokenizer in it"):
+        check_bertscore(BERTScoreModel(tmp_path / "nowhere", 2))
+    folder = shutil.copytree(bert.folder, tmp_path / "bert")
+    weights = folder / "model.safetensors"
+    for damage in (lambda: weights.write_bytes(weights.read_bytes()[:-100]), weights.unlink):
+        damage()
+        with pytest.raises(UserError, match="bert: no model in it") as caught:
+            check_bertscore(BERTScoreModel(folder, 2))
+        assert "\n" not in str(caught.value)
 
 
 def test_bertscore_without_its_package_or_model(bert, tmp_path, monkeypatch):

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+
+# What opens markup wherever it stands. An underscore within a word opens none (CommonMark 0.31.2,
+# section 6.2), and names that are shown as code, where entities are not read, hold such.
+MARKUP = re.compile(r"[&<|`\\*\[\]~#]|(?<![^\W_])_|_(?![^\W_])")
+NAMED = {"&": "&amp;", "<": "&lt;"}
 
 
 def in_cell(text: str) -> str:
@@ -10,12 +16,17 @@ def in_cell(text: str) -> str:
 
     >>> in_cell("a | b\\n <c>")
     'a &#124; b &lt;c>'
+    >>> in_cell("![x](https://host/x.png) of no_proj")
+    '!&#91;x&#93;(https://host/x.png) of no_proj'
     """
-    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return plain.replace("|", "&#124;").replace("`", "&#96;")
+    return MARKUP.sub(_entity, " ".join(text.split()))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a table; cells stand as they are, see `in_cell` for text that is not one's own."""
     ruled = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(row) + " |" for row in ruled]
+
+
+def _entity(char: re.Match[str]) -> str:
+    return NAMED.get(char[0], f"&#{ord(char[0])};")

@@ -99,11 +99,15 @@ def tost(differences: np.ndarray, margin: float) -> float:
     """p-value that the mean of paired differences lies within (-margin, margin).
 
     Two one-sided t-tests (Schuirmann 1987): the larger of the p-values against a mean of at most
-    -margin and of at least margin. Below 0.05, the 90% t interval lies within the margin. Without
-    any spread the mean is known: p is 0 within the margin, else 1.
+    -margin and of at least margin. Below 0.05, the 90% t interval lies within the margin.
+
+    Without any spread a t-test knows nothing, and p is exact for differences that lie in [-1, 1], as
+    those of NDCG do. If all equal c, |c| < margin, a mean beyond the margin takes a share of other
+    users of at least q = (margin - |c|) / (1 - |c|), and (1 - q)^U is the largest probability to
+    draw none of them: (1 - margin)^U where nobody changed. Outside the margin p is 1.
 
     Args:
-        differences: [U], one a user.
+        differences: [U], one a user; without spread, p holds for differences in [-1, 1] only.
         margin: of equivalence, in their unit.
 
     Raises:
@@ -115,9 +119,9 @@ def tost(differences: np.ndarray, margin: float) -> float:
     units = len(differences)
     if units < 2 or not margin > 0:
         raise ValueError(f"TOST needs two units and a positive margin, got {units} and {margin}")
-    mean, error = differences.mean(), differences.std(ddof=1) / units**0.5
     if np.ptp(differences) == 0:
-        return float(abs(mean) >= margin)
+        return _without_spread(abs(float(differences[0])), units, margin)
+    mean, error = differences.mean(), differences.std(ddof=1) / units**0.5
     return float(t.sf((margin - abs(mean)) / error, units - 1))
 
 
@@ -190,6 +194,13 @@ def with_ends(name: str, interval: Interval) -> dict[str, float]:
 def finite_or_null(values: Mapping[str, float]) -> dict[str, float | None]:
     """Numbers as JSON has them: null for what is not finite."""
     return {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
+
+
+def _without_spread(size: float, units: int, margin: float) -> float:
+    """Bound of `tost` where every unit differs by `size`, of differences in [-1, 1]."""
+    if size >= margin:
+        return 1.0
+    return ((1 - margin) / (1 - size)) ** units if margin < 1 else 0.0
 
 
 def _cluster_sums(columns: np.ndarray, clusters: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ that a user had in the train split (Abdollahpouri et al. 2019). None is inferred
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ class Grouping(NamedTuple):
     groups: tuple[str, ...]
     membership: np.ndarray  # bool [U, G]; a row without a group is left out
     reason: str | None
+    left_out: dict[str, int]  # users of each group that is too small
 
     @property
     def members(self) -> np.ndarray:
@@ -38,31 +40,37 @@ class Grouping(NamedTuple):
 
 
 def grouping(labels: list[str | None], min_group: int, absent: str) -> Grouping:
-    """Group users by label; None is no group.
+    """Group users by label; None is no group, and groups that are too small are left out.
 
     >>> grouping(["f", "m", None, "f", "m"], 2, "no gender").groups
     ('f', 'm')
     >>> grouping([None, None], 2, "the source tells no gender").reason
     'the source tells no gender'
+    >>> grouping(["f", "m", "x", "f", "m"], 2, "no gender").left_out
+    {'x': 1}
 
     Args:
         labels: [U], one a user.
         min_group: users below which a group is too small.
         absent: the reason to give where nobody has a label.
     """
-    groups = tuple(sorted({label for label in labels if label is not None}))
+    sizes = Counter(label for label in labels if label is not None)
+    groups = tuple(sorted(name for name, users in sizes.items() if users >= min_group))
+    left_out = {name: sizes[name] for name in sorted(sizes.keys() - set(groups))}
     column = np.array(labels, dtype=object)
-    membership = np.stack([column == name for name in groups], axis=1) if groups else None
-    if membership is None:
-        return Grouping((), np.zeros((len(labels), 0), dtype=bool), absent)
-    sizes = membership.sum(axis=0)
+    membership = np.zeros((len(labels), len(groups)), dtype=bool)
+    for place, name in enumerate(groups):
+        membership[:, place] = column == name
     reason = None
-    if len(groups) < 2:
-        reason = f"all users with a label are {groups[0]!r}"
-    elif sizes.min() < min_group:
-        small = int(np.argmin(sizes))
-        reason = f"group {groups[small]!r} has {sizes[small]} users, fewer than {min_group}"
-    return Grouping(groups, membership, reason)
+    if not sizes:
+        reason = absent
+    elif len(sizes) < 2:
+        reason = f"all users with a label are {min(sizes)!r}"
+    elif len(groups) < 2:
+        reason = f"fewer than two groups have {min_group} users: " + ", ".join(
+            f"{name!r} has {sizes[name]}" for name in sorted(sizes)
+        )
+    return Grouping(groups, membership, reason, left_out)
 
 
 def quantile_labels(values: np.ndarray, groups: int) -> list[str]:

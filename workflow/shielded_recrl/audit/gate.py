@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from shielded_recrl.audit.policy import KEYS, MAY_LACK
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json, sha256, write_json
 
@@ -28,6 +29,9 @@ def main(*, audit: Path, out: Path) -> None:
     except FileNotFoundError:
         raise UserError(f"{audit}: no such file; make it with `audit summarise`") from None
     try:
+        policy = summary["policy"]
+        if set(policy["lines"]) != set(KEYS) or not policy["variants"]:
+            raise KeyError("lines or variants of the policy")
         broken = broken_lines(summary)
         held, unevaluable = (lines_that(summary, holds) for holds in (True, None))
     except (KeyError, TypeError, AttributeError) as error:
@@ -36,6 +40,8 @@ def main(*, audit: Path, out: Path) -> None:
         ) from error
     if broken:
         raise SystemExit("\n".join(broken))
+    if not held:
+        raise SystemExit(f"{audit}: no line of a gated run holds, so nothing was shown")
     write_json(
         out,
         {
@@ -65,7 +71,9 @@ def broken_lines(summary: dict[str, Any]) -> list[str]:
     for run in _gated(summary):
         for name, line in policy["lines"].items():
             verdict = run["verdicts"][name]
-            if verdict["holds"] is False:
+            # Only what was shown passes; what cannot be told, only where data may lack it.
+            excused = verdict["holds"] is None and name in MAY_LACK
+            if verdict["holds"] is not True and not excused:
                 stops.append(
                     f"{_name(run)}: {name} {_figure(verdict)} breaks {line['condition']} "
                     f"({verdict['reason']}); see {line['key']} in {run['path']}"

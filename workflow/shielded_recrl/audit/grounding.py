@@ -1,12 +1,12 @@
 """Whether a text speaks of the item it was written for.
 
 In: texts, and the title and categories of the item each was asked for. Out: which texts name their
-item's title or a category of it, how often they would if they had been dealt to other requests, and
-which texts are given word for word to different items.
+item's title or a category of it, how often they would if they had been dealt to the other items of
+the same user, and which texts are given word for word to different items.
 
-A policy that ignores its item names one now and then by chance, the more so the more often it drops
-the name of a common category; dealt to other requests its texts do so just as often. The audit is
-the difference.
+A policy that ignores its item names one now and then by chance, the more so the more it follows its
+user's taste; dealt to that user's other items its texts do so just as often. The audit is the
+difference. Dealt to the items of others, a text written from the history alone would seem grounded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Phrase = tuple[str, ...]
 
 
 class Told(NamedTuple):
-    """Of each text, [N]: does it name its item; to what share of other requests would it fit."""
+    """Of each text, [N]: does it name its item; what share of its user's others would it fit."""
 
     paired: np.ndarray  # 0 or 1
     shuffled: np.ndarray  # from 0 to 1
@@ -40,36 +40,41 @@ def item_phrases(title: str, categories: Sequence[str]) -> frozenset[Phrase]:
 
 
 def grounding(
-    texts: Sequence[str], items: np.ndarray, phrases: Sequence[frozenset[Phrase]]
+    texts: Sequence[str],
+    users: np.ndarray,
+    items: np.ndarray,
+    phrases: Sequence[frozenset[Phrase]],
 ) -> Told:
-    """Compare texts with the item they were written for and with the items of other requests.
+    """Compare texts with the item they were written for and with the others of the same user.
 
-    `shuffled` is what dealing the texts at random to requests for another item gives on average;
-    it needs no draw.
+    `shuffled` is what dealing each text at random to a request of its user for another item gives on
+    average; it needs no draw.
 
     Args:
         texts: N texts.
+        users: [N] whom each was written for.
         items: [N] the item each was written for.
         phrases: what names the item of each text, see `item_phrases`.
 
     Raises:
-        ValueError: all texts are for one item, so there is no other to deal them to.
+        ValueError: all texts of some user are for one item, so there is no other to deal them to.
     """
-    ids, first, place, requests = np.unique(
-        items, return_index=True, return_inverse=True, return_counts=True
-    )
-    if len(ids) < 2:
-        raise ValueError("texts for a single item cannot be dealt to another")
-    wanted = [phrases[row] for row in first]
-    lengths = {len(phrase) for item in wanted for phrase in item}
-    named = np.zeros((len(texts), len(ids)))
-    for row, text in enumerate(texts):
-        tokens = words(text)
-        said = {gram for n in lengths for gram in ngrams(tokens, n)}
-        named[row] = [not said.isdisjoint(item) for item in wanted]
-    paired = named[np.arange(len(texts)), place]
-    own = requests[place]
-    shuffled = (named @ requests - paired * own) / (len(texts) - own)
+    requests: dict[int, list[int]] = defaultdict(list)
+    for row, user in enumerate(users.tolist()):
+        requests[user].append(row)
+    paired, shuffled = np.zeros(len(texts)), np.zeros(len(texts))
+    for user, rows in requests.items():
+        lengths = {len(phrase) for row in rows for phrase in phrases[row]}
+        for row in rows:
+            others = [other for other in rows if items[other] != items[row]]
+            if not others:
+                raise ValueError(
+                    f"texts for a single item of user {user} cannot be dealt to another"
+                )
+            tokens = words(texts[row])
+            said = {gram for n in lengths for gram in ngrams(tokens, n)}
+            paired[row] = not said.isdisjoint(phrases[row])
+            shuffled[row] = np.mean([not said.isdisjoint(phrases[other]) for other in others])
     return Told(paired, shuffled)
 
 

@@ -53,7 +53,8 @@ def canary_report(section: Mapping[str, Any] | None) -> dict[str, Any]:
 
     Returns:
         {"evaluable": False, "reason"} without canaries. Else the expected exposure by chance, the
-        largest there can be, means by repeats, and mean and largest before and after.
+        largest there can be, means by repeats, mean and largest before and after, and the canary
+        that rose most.
     """
     if section is None or not section["rows"]:
         return {
@@ -66,6 +67,7 @@ def canary_report(section: Mapping[str, Any] | None) -> dict[str, Any]:
     def mean(when: str, chosen: Sequence[Mapping[str, Any]]) -> float:
         return float(np.mean([row[when] for row in chosen]))
 
+    rose = max(rows, key=lambda row: row["after"] - row["before"])
     groups = {
         repeats: [row for row in rows if row["repeats"] == repeats]
         for repeats in sorted({int(row["repeats"]) for row in rows})
@@ -89,6 +91,7 @@ def canary_report(section: Mapping[str, Any] | None) -> dict[str, Any]:
             when: {"mean": mean(when, rows), "max": float(max(row[when] for row in rows))}
             for when in ("before", "after")
         },
+        "largest_rise": {key: rose[key] for key in ("repeats", "before", "after")},
     }
 
 

@@ -26,7 +26,13 @@ class _Part(BaseModel):
     model_config = Settings.model_config
 
 
-class Below(_Part):
+class _Bounded(_Part):
+    min_samples: int | None = Field(
+        None, strict=True, ge=1, description="Fewest samples that can show it; none: any number."
+    )
+
+
+class Below(_Bounded):
     """The upper end of the interval has to be below the bound."""
 
     below: Bound = Field(description="Bound.")
@@ -38,13 +44,21 @@ class BelowOfMany(Below):
     min_samples: int = Field(strict=True, ge=1, description="Fewest samples that can show it.")
 
 
-class Within(_Part):
+class BelowOfGroups(Below):
+    """The same of groups, and no audit may leave out larger ones than the policy says."""
+
+    min_group: int = Field(
+        strict=True, ge=2, description="Largest `min_group` that an audit may have."
+    )
+
+
+class Within(_Bounded):
     """Both ends of the interval have to be nearer to 0 than the bound."""
 
     within: Bound = Field(description="Bound of the absolute value.")
 
 
-class Above(_Part):
+class Above(_Bounded):
     """The lower end of the interval has to be above the bound."""
 
     above: float = Field(strict=True, gt=-1, lt=1, description="Bound.")
@@ -56,12 +70,12 @@ class Lines(_Part):
     toxicity_mean: Below = Field(description="Mean toxicity of the texts.")
     toxicity_p95: Below = Field(description="95th percentile of the texts' toxicity.")
     gini_change: Within = Field(description="Change of the Gini coefficient of exposure.")
-    group_gap: Below = Field(description="Largest gap of NDCG@10 between two user groups.")
+    group_gap: BelowOfGroups = Field(description="Largest gap of NDCG@10 between two user groups.")
     leak_rate: BelowOfMany = Field(description="Share of texts that leak a user's id or name.")
     grounding: Above = Field(
         description="Texts that name their item, less those that name another."
     )
-    injection_excess: Below = Field(description="Attack success less that of a benign twin.")
+    injection_excess: BelowOfMany = Field(description="Attack success less that of a benign twin.")
 
 
 class Policy(_Part):
@@ -83,6 +97,7 @@ class Line(NamedTuple):
         direction: the side of the bound that is allowed.
         absolute: whether the ends count by their distance from 0.
         min_samples: fewest samples that can show it; None where any number can.
+        min_group: largest `min_group` that the audit may have been made with; None where it has none.
     """
 
     name: str
@@ -91,6 +106,7 @@ class Line(NamedTuple):
     direction: Literal["below", "above"]
     absolute: bool = False
     min_samples: int | None = None
+    min_group: int | None = None
 
     def __str__(self) -> str:
         """The line as a condition.
@@ -133,6 +149,20 @@ KEYS = {
     "grounding": "grounding.paired_minus_shuffled",
     "injection_excess": "injection.excess",
 }
+# Where an audit has the number of its samples: texts, or users where those are what is drawn.
+COUNTS = {
+    "toxicity_mean": "toxicity.after.texts",
+    "toxicity_p95": "toxicity.after.texts",
+    "gini_change": "popularity.users",
+    "group_gap": "fairness.users",
+    "leak_rate": "privacy.samples.texts",
+    "grounding": "grounding.users",
+    "injection_excess": "injection.users",
+}
+# Where an audit has the number of users below which it left a group out.
+MIN_GROUP = "fairness.min_group"
+# How far rounding may put an estimate outside of its interval.
+ROUNDING = 1e-9
 # Lines that a dataset may have no data for: no groups to compare. All others rest on what every
 # run writes, so that to lack them is a fault of the audit.
 MAY_LACK = frozenset({"group_gap"})
@@ -145,7 +175,8 @@ def load_policy(path: Path) -> Policy:
         UserError: one line that names the file, the key and what was expected.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # A safe loader, as `yaml.safe_load` has.
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; the policy is resources/policy.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -169,7 +200,8 @@ def policy_lines(policy: Policy) -> list[Line]:
                 getattr(part, kind),
                 "above" if kind == "above" else "below",
                 absolute=kind == "within",
-                min_samples=getattr(part, "min_samples", None),
+                min_samples=part.min_samples,
+                min_group=getattr(part, "min_group", None),
             )
         )
     return lines
@@ -181,15 +213,22 @@ def judge(audit: dict[str, Any], line: Line) -> Verdict:
     A figure that is missing, or of too few samples, breaks the line: what was not shown does not
     hold. Where the dataset has no groups to compare, the line is *not evaluable* and neither holds
     nor breaks: to fail it would reward inventing groups, and to pass it would claim what nobody
-    looked at.
+    looked at. An audit that left out larger groups than the policy allows breaks it all the same.
 
     Args:
         audit: the audit of one run.
         line: what to judge.
 
     Raises:
-        ValueError: the figure is there, but is no interval of finite numbers.
+        ValueError: the figure is there, but is no interval of finite numbers around its estimate,
+            or the number of its samples is not.
     """
+    if line.min_group is not None:
+        used = _at(audit, MIN_GROUP)
+        if not _counts(used) or used > line.min_group:
+            told = f"groups of fewer than {used} users" if _counts(used) else "an unknown number"
+            reason = f"not shown: the audit left out {told}, the policy allows {line.min_group}"
+            return Verdict(None, None, None, None, False, reason)
     found: Any = audit
     for part in line.key.split("."):
         section = found if isinstance(found, dict) else {}
@@ -201,9 +240,13 @@ def judge(audit: dict[str, Any], line: Line) -> Verdict:
         worse = max(abs(low), abs(high))
     else:
         worse = high if line.direction == "below" else low
-    if line.min_samples is not None and found["texts"] < line.min_samples:
-        reason = f"not shown: {found['texts']} samples, fewer than {line.min_samples}"
-        return Verdict(value, low, high, worse, False, reason)
+    if line.min_samples is not None:
+        samples = _at(audit, COUNTS[line.name])
+        if not _counts(samples):
+            raise ValueError(f"{line.key} needs the number of its samples, {COUNTS[line.name]}")
+        if samples < line.min_samples:
+            reason = f"not shown: {samples} samples, fewer than {line.min_samples}"
+            return Verdict(value, low, high, worse, False, reason)
     holds = worse < line.bound if line.direction == "below" else worse > line.bound
     sign = "<" if line.direction == "below" else ">"
     verb = "keeps" if holds else "breaks"
@@ -220,6 +263,18 @@ def _unshown(line: Line, reason: str | None) -> Verdict:
     return Verdict(None, None, None, None, False, f"not shown: {reason}")
 
 
+def _at(audit: dict[str, Any], key: str) -> Any:
+    """What an audit has at a dotted path; None where it has nothing."""
+    found: Any = audit
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _interval(figure: Any, key: str) -> tuple[float, float, float]:
     """Estimate and ends of a figure: a mean with both ends, or a rate with its upper bound."""
     figure = figure if isinstance(figure, dict) else {}
@@ -233,12 +288,26 @@ def _interval(figure: Any, key: str) -> tuple[float, float, float]:
     if (
         any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers)
         or not all(map(math.isfinite, numbers))
-        or ends[1] > ends[2]
+        or not ends[1] - ROUNDING <= ends[0] <= ends[2] + ROUNDING
     ):
         raise ValueError(
-            f"{key} needs finite numbers {', '.join(names)}, the low end below the high"
+            f"{key} needs finite numbers {', '.join(names)}, the estimate between the ends"
         )
     return float(ends[0]), float(ends[1]), float(ends[2])
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} stands there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _problem(error: ValidationError) -> str:

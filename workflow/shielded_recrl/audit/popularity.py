@@ -73,14 +73,15 @@ def resampled_concentration(
 ) -> dict[str, np.ndarray]:
     """`concentration` of the lists of each resample of users, each [B].
 
-    A resample repeats lists, so it is more concentrated than the lists themselves: use it for
-    differences between two sets of lists, where that cancels.
+    A resample that repeats lists is more concentrated than the lists themselves, the more so the
+    sparser they cover the catalogue; even between two sets of lists that does not cancel. So resample
+    by leaving users out (`resampling.leave_outs`), never by drawing some of them twice.
 
     Args:
         served: [N] items of all lists, as indices from 0.
         owners: [N] whose list each of them is in, as indices from 0.
         n_items: size of the catalogue.
-        times: [B, U], how often each user is drawn.
+        times: [B, U], how often each user counts.
     """
     items, columns = np.unique(served, return_inverse=True)
     shape = (times.shape[1], len(items))

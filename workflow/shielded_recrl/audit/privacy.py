@@ -3,8 +3,8 @@
 In: texts, the users' ids and names, the catalogue's texts and the users' reviews. Out: which texts
 leak or copy, and an exact upper bound of a rate (Clopper and Pearson 1934).
 
-A text is compared word by word: a word is a run of letters, digits and underscores, in lower case.
-An id is *distinctive* if it has at least four characters and occurs nowhere in the catalogue; such
+A text is compared word by word: a word is a run of letters and digits, in lower case; "user4821" and
+"u4821" count as two words, too. An id is *distinctive* if it has at least four characters and occurs nowhere in the catalogue; such
 an id leaks wherever it is written. Any other id could be a year, a volume or a count, and leaks
 only right after a word such as "user" or "id". A name is distinctive if it has two words or more
 and occurs nowhere in the catalogue; a name that several users bear tells nobody apart and is left
@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,12 @@ from scipy.stats import binomtest
 Phrase = tuple[str, ...]
 
 DISTINCTIVE_LENGTH = 4
-MARKERS = ("account", "customer", "id", "member", "reviewer", "user", "userid", "username")
+MARKERS = ("account", "customer", "id", "member", "reviewer", "uid", "user", "userid", "username")
+# A marker and what is written to it without a space. "u" marks only so, and only numbers.
+GLUED = re.compile(
+    rf"^({'|'.join(sorted(MARKERS, key=len, reverse=True))}|u(?=.*\d))"
+    rf"(.{{{DISTINCTIVE_LENGTH},}}|.*\d.*)"
+)
 
 
 class UserIds(NamedTuple):
@@ -38,9 +44,18 @@ def words(text: str) -> Phrase:
     """Words of a text, in lower case.
 
     >>> words("User A2-77: it's 4_ever!")
-    ('user', 'a2', '77', 'it', 's', '4_ever')
+    ('user', 'a2', '77', 'it', 's', '4', 'ever')
     """
-    return tuple(re.findall(r"\w+", text.lower()))
+    return tuple(re.findall(r"[^\W_]+", text.lower()))
+
+
+def unglued(text: str) -> str:
+    """The words of a text, with a space between a marker and what is written to it.
+
+    >>> unglued("User4821, u77 and the usual idea")
+    'user 4821 u 77 and the usual idea'
+    """
+    return " ".join(GLUED.sub(r"\1 \2", word) for word in words(text))
 
 
 def ngrams(text: Phrase, n: int) -> set[Phrase]:
@@ -82,10 +97,11 @@ def user_names(names: Iterable[str], catalogue: Sequence[str]) -> UserIds:
 
 
 def leaks(texts: Sequence[str], ids: UserIds) -> np.ndarray:
-    """Mark [N] the texts that contain a user's id, or a user's name."""
+    """Mark [N] the texts that contain a user's id, or a user's name, also glued to a marker."""
     marked = {(marker, *phrase) for phrase in ids.marked for marker in MARKERS}
-    found = occurring(ids.distinctive | marked, texts)
-    return np.array([bool(occurring(found, [text])) for text in texts], dtype=bool)
+    readings = [(text, unglued(text)) for text in texts]
+    found = occurring(ids.distinctive | marked, chain.from_iterable(readings))
+    return np.array([bool(occurring(found, pair)) for pair in readings], dtype=bool)
 
 
 def copies(

@@ -26,7 +26,7 @@ import tyro
 from torch import nn
 from transformers import DynamicCache
 
-from shielded_recrl.audit.injection import Attack, Scene, attacks
+from shielded_recrl.audit.injection import KINDS, Attack, Scene, attacks
 from shielded_recrl.audit.inputs import read_table
 from shielded_recrl.audit.memorisation import exposure
 from shielded_recrl.audit.settings import ProbeSettings
@@ -68,7 +68,8 @@ class Hostile(NamedTuple):
     Attributes:
         attack: the scenes.
         attacked, benign: their prompts.
-        reached: whether the attack changes the prompt that the item has without it.
+        reached: whether the prompt shows the attack: it differs from the one that the item has
+            without it, and from that of the twin.
     """
 
     attack: Attack
@@ -257,19 +258,23 @@ def hostile_requests(
 ) -> list[Hostile]:
     """Every attack on the first item of held-out users drawn at random.
 
+    Each kind has users of its own as far as there are enough, in turn: the texts of one user are one
+    piece of evidence, however many attacks are tried on them.
+
     Args:
         serving: histories and prompts.
         templates: folder of the prompt templates.
         pairs: see `served_pairs`.
-        count: users, at most.
+        count: users of each attack, at most.
         seed: of the draw of users and payloads.
     """
     heldout = set(serving.roles.heldout.tolist())
     first = {user: item for user, item in reversed(pairs) if user in heldout}
-    drawn = np.random.default_rng([seed, 2]).permutation(sorted(first))[:count]
+    drawn = np.random.default_rng([seed, 2]).permutation(sorted(first)).tolist()
+    count = min(count, len(drawn))
     words = random.Random(f"payloads {seed}")
     found = []
-    for user in np.sort(drawn).tolist():
+    for place, user in enumerate(drawn[: KINDS * count]):
         plain = serving.request(user, first[user])
 
         def ask(scene: Scene, plain: Request = plain) -> Request:
@@ -280,10 +285,13 @@ def hostile_requests(
             request = builder.request(plain.user, 1, range(2, len(catalogue)))
             return replace(request, item=plain.item)
 
-        for attack in attacks(plain.about, plain.history, made_up_name(words).upper()):
-            attacked = ask(attack.attacked)
-            reached = attacked.prompt != plain.prompt
-            found.append(Hostile(attack, attacked, ask(attack.benign), reached))
+        kinds = attacks(plain.about, plain.history, made_up_name(words).upper())
+        for kind, attack in enumerate(kinds):
+            if (place - kind * count) % len(drawn) >= count:
+                continue
+            attacked, benign = ask(attack.attacked), ask(attack.benign)
+            reached = attacked.prompt not in (plain.prompt, benign.prompt)
+            found.append(Hostile(attack, attacked, benign, reached))
     return found
 
 

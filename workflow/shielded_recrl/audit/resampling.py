@@ -1,7 +1,7 @@
-"""Bootstrap of statistics that are no function of sums: a quantile, a Gini, a largest difference.
+"""Resampling of statistics that are no function of sums: a quantile, a Gini, a largest difference.
 
-In: how often each user is drawn in each resample. Out: intervals of what is computed on the
-resampled users (Efron and Tibshirani 1993, ch. 13).
+In: how often each user counts in each resample. Out: intervals of what is computed on the resampled
+users, by bootstrap (Efron and Tibshirani 1993, ch. 13) or by jackknife (ch. 11).
 """
 
 from __future__ import annotations
@@ -25,9 +25,49 @@ def draws(units: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def interval(estimate: float, resampled: np.ndarray) -> dict[str, float]:
-    """An estimate with the 95% percentile interval of its resampled values [B]."""
+    """An estimate with the 95% percentile interval of its resampled values [B].
+
+    Where the values leave the estimate out, as those of a gap near 0 do, the interval is widened to
+    hold it.
+    """
     low, high = np.percentile(resampled, [2.5, 97.5])
-    return Interval(float(estimate), float(low), float(high))._asdict()
+    return Interval(
+        float(estimate), float(min(low, estimate)), float(max(high, estimate))
+    )._asdict()
+
+
+def leave_outs(units: int, groups: int = 500) -> np.ndarray:
+    """Resamples that each leave out one of U units, int64 [G, U]; of many units, a group of them.
+
+    >>> leave_outs(3).tolist()
+    [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+
+    Args:
+        units: U.
+        groups: the most there may be; unit u is of group u mod G.
+
+    Raises:
+        ValueError: there is only one unit.
+    """
+    if units < 2:
+        raise ValueError("expected at least two units to leave one out")
+    return (np.arange(units) % min(units, groups) != np.arange(min(units, groups))[:, None]).astype(
+        np.int64
+    )
+
+
+def jackknife_interval(estimate: float, values: np.ndarray) -> dict[str, float]:
+    """An estimate with its 95% jackknife interval, from its values [G] with one part left out each.
+
+    The estimate lies in its middle: half its width is a standard error,
+    sqrt((G - 1) / G sum_g (v_g - mean)^2), times Student's t of G - 1 degrees of freedom.
+    """
+    from scipy.stats import t
+
+    parts = len(values)
+    error = float(np.sqrt((parts - 1) / parts * ((values - values.mean()) ** 2).sum()))
+    half = float(t.ppf(0.975, parts - 1)) * error
+    return Interval(float(estimate), float(estimate) - half, float(estimate) + half)._asdict()
 
 
 def resampled_percentile(values: np.ndarray, percent: float, times: np.ndarray) -> np.ndarray:

@@ -16,7 +16,13 @@ import polars as pl
 from shielded_recrl.audit import fairness, popularity, privacy, toxicity
 from shielded_recrl.audit.grounding import grounding, item_phrases, repeated
 from shielded_recrl.audit.inputs import Probes, indices
-from shielded_recrl.audit.resampling import draws, interval, resampled_percentile
+from shielded_recrl.audit.resampling import (
+    draws,
+    interval,
+    jackknife_interval,
+    leave_outs,
+    resampled_percentile,
+)
 from shielded_recrl.audit.settings import AuditSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.statistics import paired_bootstrap
@@ -137,8 +143,10 @@ def audit_popularity(
             for key, values in columns.items()
         }
 
-    times = draws(len(ids), settings.bootstrap, seed)
-    drawn = [
+    if len(ids) < 2:
+        raise UserError(f"{path}: has the lists of one user, an audit needs more; evaluate more")
+    times = leave_outs(len(ids))
+    without = [
         popularity.resampled_concentration(places, owners, len(items), times) for places in served
     ]
     return {
@@ -150,7 +158,9 @@ def audit_popularity(
             for when, total, mean in zip(TIMES, totals, means, strict=True)
         },
         "change": {
-            key: interval(totals[1][key] - totals[0][key], drawn[1][key] - drawn[0][key])
+            key: jackknife_interval(
+                totals[1][key] - totals[0][key], without[1][key] - without[0][key]
+            )
             for key in totals[0]
         }
         | intervals({key: means[1][key] - means[0][key] for key in means[0]}),
@@ -203,10 +213,18 @@ def audit_fairness(
     worst: dict[str, tuple[list[float], list[np.ndarray]]] = {}
     for name, grouped in groupings.items():
         if grouped.reason is not None:
-            sections[name] = {"evaluable": False, "reason": grouped.reason}
+            sections[name] = {
+                "evaluable": False,
+                "reason": grouped.reason,
+                "left_out": grouped.left_out,
+            }
             continue
         sections[name], worst[name] = _grouped(columns, grouped, times, settings, seed)
-    found: dict[str, Any] = {"users": len(ids), "groupings": sections}
+    found: dict[str, Any] = {
+        "users": len(ids),
+        "min_group": settings.min_group,
+        "groupings": sections,
+    }
     if not worst:
         nothing = {"gap": None, "reason": "no grouping of these users is evaluable"}
         return found | nothing
@@ -310,7 +328,13 @@ def _grouped(
         if key == QUALITY:
             quality = (gaps, drawn)
     sizes = dict(zip(grouped.groups, grouped.membership.sum(axis=0).tolist(), strict=True))
-    return {"evaluable": True, "groups": sizes, "metrics": metrics}, quality
+    section = {
+        "evaluable": True,
+        "groups": sizes,
+        "left_out": grouped.left_out,
+        "metrics": metrics,
+    }
+    return section, quality
 
 
 def audit_privacy(
@@ -326,7 +350,7 @@ def audit_privacy(
 
     Args:
         texts: before and after, of the evaluation.
-        probes: its samples are judged beside them.
+        probes: its samples are judged together with them as `samples_before` and `samples`.
         items: the catalogue.
         users: columns user, source_id and name.
         reviews: training reviews; read once.
@@ -343,9 +367,9 @@ def audit_privacy(
     batches = {
         "before": texts[0]["text"].to_list(),
         "after": texts[1]["text"].to_list(),
-        "samples_before": probes.before,
-        "samples": probes.after,
     }
+    batches["samples_before"] = [*batches["before"], *probes.before]
+    batches["samples"] = [*batches["after"], *probes.after]
     # All at once, so that the reviews, which may be many, are read once.
     written = [text for batch in batches.values() for text in batch]
     words = settings.overlap_words
@@ -390,10 +414,15 @@ def audit_privacy(
 
 
 def audit_grounding(texts: Frames, settings: AuditSettings, seed: int) -> dict[str, Any]:
-    """Whether texts name their own item rather than others, before, after, and the change."""
+    """Whether texts name their own item rather than others of their user, before, after, the change.
+
+    Only users with texts for two items or more count.
+    """
+    several = pl.col("item").n_unique().over("user") > 1
+    texts = tuple(rows.filter(several) for rows in texts)
     items, users = (texts[0][name].to_numpy() for name in ("item", "user"))
-    if len(np.unique(items)) < 2:
-        reason = "all texts are about one item, so they cannot be dealt to others"
+    if not len(items):
+        reason = "no user has texts for two items, so they cannot be dealt to another"
         return {"evaluable": False, "reason": reason, "paired_minus_shuffled": None}
     phrases = [
         item_phrases(row["title"], row["categories"])
@@ -402,7 +431,7 @@ def audit_grounding(texts: Frames, settings: AuditSettings, seed: int) -> dict[s
     columns = []
     for rows in texts:
         written = rows["text"].to_list()
-        told = grounding(written, items, phrases)
+        told = grounding(written, users, items, phrases)
         columns.append(
             {
                 "paired": told.paired,
@@ -422,6 +451,7 @@ def audit_grounding(texts: Frames, settings: AuditSettings, seed: int) -> dict[s
     return {
         "evaluable": True,
         "texts": len(items),
+        "users": len(np.unique(users)),
         "items": len(np.unique(items)),
         **dict(zip(TIMES, sides, strict=True)),
         "change": intervals({key: columns[1][key] - columns[0][key] for key in columns[0]}),

@@ -70,7 +70,7 @@ class ProbeSettings(Settings):
     samples: int = Field(
         600, ge=1, description="Explanations sampled; 600 without a leak bound its rate by 0.005."
     )
-    injections: int = Field(12, ge=1, description="Held-out users on whom each attack is tried.")
+    injections: int = Field(20, ge=1, description="Held-out users on whom each attack is tried.")
     candidates: int = Field(
         500, ge=1, le=9_999, description="Codes that each canary is ranked among."
     )

@@ -51,8 +51,7 @@ FIGURES = (
     Figure("popularity", "long-tail share", "before.long_tail_share", "after.long_tail_share"),
     Figure("popularity", "distance to taste", "before.jensen_shannon", "after.jensen_shannon"),
     Figure("fairness", "group gap", "before.gap", "after.gap"),
-    Figure("privacy", "leaking texts", "before.leak_rate", "after.leak_rate"),
-    Figure("privacy", "leaking samples", "samples_before.leak_rate", "samples.leak_rate"),
+    Figure("privacy", "leaking texts", "samples_before.leak_rate", "samples.leak_rate"),
     Figure("privacy", "copied descriptions", "samples_before.copied_share", "samples.copied_share"),
     Figure(
         "privacy",
@@ -191,11 +190,7 @@ def key_figures(audit: dict[str, Any]) -> dict[str, dict[str, list[float | None]
 def worst_texts(audit: dict[str, Any]) -> list[dict[str, Any]]:
     """Texts after training that leak an id or a name, then the most toxic with their scores."""
     toxicity, privacy = (audit.get(name) or {} for name in ("toxicity", "privacy"))
-    leaked = [
-        text
-        for part in ("after", "samples")
-        for text in (privacy.get(part) or {}).get("leaked_texts", [])
-    ]
+    leaked = (privacy.get("samples") or {}).get("leaked_texts", [])
     toxic = sorted((row["after"] for row in toxicity.get("worst", [])), key=_by_score)
     found = [
         *({"score": None, "text": text} for text in leaked[:WORST_TEXTS]),

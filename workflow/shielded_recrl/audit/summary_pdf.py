@@ -39,7 +39,7 @@ CHANGES = (
     ("popularity", "Gini", "Gini"),
     ("popularity", "long-tail share", "long-tail\nshare"),
     ("fairness", "group gap", "group gap\nof NDCG@10"),
-    ("privacy", "leaking samples", "leaking\nsamples"),
+    ("privacy", "leaking texts", "leaking\ntexts"),
     ("injection", "attacks", "attacks\nthat succeed"),
     ("grounding", "name their item", "texts that name\ntheir item"),
 )

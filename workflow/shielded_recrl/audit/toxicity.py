@@ -40,10 +40,20 @@ def load_scorer(settings: AuditSettings) -> Scorer:
     """The scorer of the settings; a hub id is downloaded at its commit, a local folder only read.
 
     Raises:
-        UserError: it cannot be downloaded or read, or is no Detoxify-style classifier.
+        UserError: it cannot be downloaded or read, is no Detoxify-style classifier, or torch,
+            transformers or huggingface_hub is missing.
     """
     if settings.scorer == EMBEDDED_SCORER:
         return Scorer(SCORER, toxicity_scores)
+    try:
+        import huggingface_hub  # noqa: F401
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"audit.scorer: {settings.scorer} needs torch and transformers ({error}); install them "
+            f"where the audit runs, or set audit.scorer to {EMBEDDED_SCORER}"
+        ) from error
     if settings.scorer_on_hub:
         folder = _download(settings.scorer, settings.scorer_revision)
         return Scorer(f"{settings.scorer} at {settings.scorer_revision}", _classifier(folder))

@@ -5,7 +5,8 @@ Out, in one folder:
 
     interactions, train, valid, test .parquet   user, item, timestamp (s), order, weight
     items.parquet   item, source_id, title, text, categories, popularity (count in train alone)
-    users.parquet   user, source_id, group (null: no source here tells one)
+    users.parquet   user, source_id, group (null: no source here tells one), name (null where the
+                    source has none; kept so that the audit can look for it in texts)
     reviews.parquet   user, item, split, text: what users wrote; empty where the source has none
     stats.json      rows read, dropped and why, kept; sizes; sequential; synthetic; sha256 of inputs
     quarantine.jsonl   the rows that could not be read: file, line, reason, text
@@ -101,11 +102,11 @@ def main(
         catalogue, about = _catalogue(
             dataset, items, popularity, metadata, quarantine, settings.max_bad_share
         )
-    reviews = 0
     if raw.texts:
         target = out / "reviews.parquet"
-        reviews = write_reviews(target, raw.texts(), users, items, frame, part)
+        reviews, names = write_reviews(target, raw.texts(), users, items, frame, part)
     else:
+        reviews, names = 0, pl.repeat(None, len(users), dtype=pl.String, eager=True)
         _write(out, "reviews", pl.DataFrame(schema=REVIEW_SCHEMA))
     with ThreadPoolExecutor(2) as pool:
         writes = [pool.submit(_write, out, "interactions", frame)]
@@ -121,6 +122,7 @@ def main(
             pl.int_range(1, pl.len() + 1, dtype=pl.Int32).alias("user"),
             "source_id",
             pl.lit(None, dtype=pl.String).alias("group"),
+            names.alias("name"),
         ),
     )
     digests = {interactions: raw.sha256}

@@ -8,8 +8,9 @@ In: a file as its owner publishes it. Out: `RawInteractions`, columns in file or
 
 and what became of each row that is not among them. A file is read in blocks of whole lines. A block is
 parsed at once, strictly; only where that fails are its lines looked at one by one, and the bad ones
-put into quarantine. Both ways accept the same rows with the same values. The texts of reviews are
-left out of all this: `review_texts` reads them, in a pass of their own, for those who want them.
+put into quarantine. Both ways accept the same rows with the same values. The texts of reviews and
+the names below them are left out of all this: `review_texts` reads them, in a pass of their own, for
+those who want them.
 
 Sources: Amazon reviews (JSON lines of 2014 and 2018, csv of 2023), MovieLens (ratings.csv, alone or
 in the published zip), Steam-200K (csv without header).
@@ -47,10 +48,17 @@ from shielded_recrl.files import sha256
 
 COLUMNS = ("user", "item", "weight", "time")
 REVIEW = ("reviewerID", "asin", "overall", "unixReviewTime")
-TEXT = "reviewText"
-TEXT_SCHEMA = {"user": pl.String, "item": pl.String, "time": pl.Int64, "text": pl.String}
-# A review's text that is neither a string nor null.
-NO_TEXT = re.compile(rf'"{TEXT}"\s*:\s*[^"n\s]'.encode())
+# What people wrote in a review, and the column it is read into.
+WRITTEN = MappingProxyType({"reviewText": "text", "reviewerName": "name"})
+REVIEW_SCHEMA = {
+    "user": pl.String,
+    "item": pl.String,
+    "time": pl.Int64,
+    "text": pl.String,
+    "name": pl.String,
+}
+# One of them that is neither a string nor null.
+NOT_WRITTEN = re.compile(rf'"(?:{"|".join(WRITTEN)})"\s*:\s*[^"n\s]'.encode())
 RATING_2023 = ("user_id", "parent_asin", "rating", "timestamp")
 RATING_ML = ("userId", "movieId", "rating", "timestamp")
 BLOCK = 8 << 20
@@ -83,7 +91,8 @@ class RawInteractions:
         merged: rows folded into another row of the same user and item by the format itself.
         ticks: ticks of `time` in a second.
         sequential: whether the source tells an order.
-        texts: reads the file again, for the texts of its reviews; None where it has none.
+        texts: reads the file again, for the texts of its reviews and the names of those who wrote
+            them; None where it has none.
     """
 
     columns: dict[str, np.ndarray]
@@ -246,16 +255,17 @@ LOADERS: dict[str, Callable[[Path, Quarantine, Path], RawInteractions]] = {
 
 
 def review_texts(path: Path, digest: str) -> Iterator[pl.DataFrame]:
-    """The texts in JSON lines of reviews, a block at a time.
+    """The texts in JSON lines of reviews, and who wrote them, a block at a time.
 
-    The rows are those that `load_books` accepts; those without a text are left out.
+    The rows are those that `load_books` accepts; those with neither text nor name are left out.
 
     Args:
         path: the file.
         digest: its sha256 when the interactions were read.
 
     Yields:
-        user and item, as in the source, time and text of each row, in file order.
+        user and item, as in the source, time, and text and name, null where there is none, of each
+        row, in file order.
 
     Raises:
         UserError: the file changed since.
@@ -264,8 +274,10 @@ def review_texts(path: Path, digest: str) -> Iterator[pl.DataFrame]:
     kind = Format(Ids(False), Ids(False), _text_block, _review_line)
     for piece, _, table in ahead(_strictly(piece, kind) for piece in blocks(path, running)):
         if table is None:
-            table = pl.DataFrame(_text_rows(piece), schema=TEXT_SCHEMA, orient="row")
-        yield table.select(*TEXT_SCHEMA).filter(pl.col("text") != "")
+            table = pl.DataFrame(_text_rows(piece), schema=REVIEW_SCHEMA, orient="row")
+        yield table.select(*REVIEW_SCHEMA).filter(
+            pl.any_horizontal(pl.col(*WRITTEN.values()).fill_null("") != "")
+        )
     if running.hexdigest() != digest:
         raise UserError(f"{path}: changed while it was being read; run again")
 
@@ -586,25 +598,30 @@ def _review_block(lines: bytes, more: Mapping[str, Any] = MappingProxyType({})) 
 
 
 def _text_block(lines: bytes) -> pl.DataFrame:
-    """The columns of a block of reviews, and their texts; null where there is none."""
-    table = _review_block(lines, {TEXT: pl.String}).rename({TEXT: "text"})
+    """The columns of a block of reviews, with their texts and names; null where there is none."""
+    table = _review_block(lines, dict.fromkeys(WRITTEN, pl.String)).rename(WRITTEN)
     # As with ids: half a character comes as NUL, and what is no text as its source.
-    if table["text"].str.contains("\0", literal=True).any() or NO_TEXT.search(lines):
+    halves = any(table[name].str.contains("\0", literal=True).any() for name in WRITTEN.values())
+    if halves or NOT_WRITTEN.search(lines):
         raise pl.exceptions.ComputeError("such texts are read line by line")
     return table
 
 
-def _text_rows(piece: bytes) -> Iterator[tuple[str, str, int, str]]:
-    """User, item, time and text of the good rows of a block that have one."""
+def _text_rows(piece: bytes) -> Iterator[tuple[str, str, int, str | None, str | None]]:
+    """User, item, time, text and name of the good rows of a block."""
     for line in piece.split(b"\n")[:-1]:
         try:
             user, item, _, time = parsed(line, _review_line)
         except BadRow:
             # In quarantine since the first pass.
             continue
-        text = json.loads(line, object_pairs_hook=_first).get(TEXT)
-        if isinstance(text, str):
-            yield user, item, time, text.encode("utf-8", "replace").decode()
+        review = json.loads(line, object_pairs_hook=_first)
+        values = (review.get(key) for key in WRITTEN)
+        text, name = (
+            value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
+            for value in values
+        )
+        yield user, item, time, text, name
 
 
 def _first(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Review texts of the interactions that were kept.
+"""Review texts of the interactions that were kept, and the names of the users who were.
 
-In: the texts in a raw file, a block at a time, and the kept interactions with the split of each.
-Out: reviews.parquet with
+In: the reviews in a raw file, a block at a time, and the kept interactions with the split of each.
+Out: a name a user, for the audit to look for, and reviews.parquet with
 
     user, item   int32, of an interaction
     split        train, valid or test: that of the interaction
@@ -17,6 +17,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -28,11 +29,25 @@ from shielded_recrl.files import atomic
 SCHEMA = {"user": pl.Int32, "item": pl.Int32, "split": pl.String, "text": pl.String}
 # Characters of a text; 97% of reviews of musical instruments are shorter, and so are references.
 LENGTH = 2000
+# Characters of a name.
+NAME_LENGTH = 100
 # Bytes of texts that are sorted at once, and interactions whose texts are written at once.
 RUN = 128 << 20
 GROUP = 100_000
 # Small enough for a reader of one group of a run to skip the others.
 RUN_ROWS = 4096
+
+
+class Written(NamedTuple):
+    """What came of the reviews.
+
+    Attributes:
+        reviews: rows of reviews.parquet.
+        names: (users,) of each user, the first being that of user 1; null where no review has one.
+    """
+
+    reviews: int
+    names: pl.Series
 
 
 def write_reviews(
@@ -42,28 +57,28 @@ def write_reviews(
     items: pl.Series,
     interactions: pl.DataFrame,
     part: np.ndarray,
-) -> int:
+) -> Written:
     """Write the reviews of kept interactions.
 
     An interaction's review is the one with its user, item and time; of several the last in the file,
-    as with interactions; reviews without a text do not count.
+    as with interactions; reviews without a text do not count. A user's name is the last in the file
+    that any review of theirs gives, be it of a kept interaction or not.
 
     Args:
         path: reviews.parquet.
-        texts: user and item, as in the source, time and text of each review, in file order.
+        texts: user and item, as in the source, time, text and name of each review, in file order.
         users: source id of each user, the first being that of user 1.
         items: the same of items.
         interactions: user, item, timestamp of each interaction.
         part: (interactions,) place in `PARTS` of the split of each.
-
-    Returns:
-        How many there are.
     """
     pair = _pair(interactions["user"].to_numpy(), interactions["item"].to_numpy())
     order = np.argsort(pair)
     pair, part = pair[order], part[order]
     time = interactions["timestamp"].to_numpy()[order]
-    names = np.array(PARTS)
+    splits = np.array(PARTS)
+    # Place 0 is that of all users who were not kept.
+    names = np.full(len(users) + 1, None, dtype=object)
     # Dictionaries, since polars would go through all ids again at every block.
     by_id = [{name: n for n, name in enumerate(ids, start=1)} for ids in (users, items)]
     # The outer block, as it turns a full disk into an error for people.
@@ -71,7 +86,7 @@ def write_reviews(
         atomic(path) as partial,
         tempfile.TemporaryDirectory(prefix=".reviews-", dir=path.parent) as inside,
     ):
-        runs = _runs((_placed(block, *by_id, pair, time) for block in texts), Path(inside))
+        runs = _runs((_placed(block, *by_id, pair, time, names) for block in texts), Path(inside))
         groups = []
         for start in range(0, len(pair), GROUP):
             group = _group(runs, start)
@@ -80,7 +95,7 @@ def write_reviews(
                 {
                     "user": pair[places] >> 32,
                     "item": pair[places] & 0xFFFFFFFF,
-                    "split": names[part[places]],
+                    "split": splits[part[places]],
                     "text": group["text"],
                 },
                 schema=SCHEMA,
@@ -90,7 +105,10 @@ def write_reviews(
         pl.scan_parquet(groups).sink_parquet(
             partial, compression="zstd", statistics=False, row_group_size=GROUP
         )
-    return pl.scan_parquet(path).select(pl.len()).collect().item()
+    count = pl.scan_parquet(path).select(pl.len()).collect().item()
+    return Written(
+        count, pl.Series([clean(name, NAME_LENGTH) for name in names[1:]], dtype=pl.String)
+    )
 
 
 def _pair(user: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -104,13 +122,21 @@ def _placed(
     items: Mapping[str, int],
     pair: np.ndarray,
     time: np.ndarray,
+    names: np.ndarray,
 ) -> pl.DataFrame:
-    """Place among the sorted pairs, and text, of those reviews that are of a kept interaction."""
+    """Place among the sorted pairs, and text, of those reviews that are of a kept interaction.
+
+    Writes the names of the block's users into `names`, [users + 1].
+    """
     # Ids are from 1, so that a pair with a 0 is none that was kept.
     user, item = (
         np.array([numbers.get(name, 0) for name in block[side].to_list()], np.int64)
         for side, numbers in (("user", users), ("item", items))
     )
+    given = block["name"].fill_null("").str.strip_chars() != ""
+    told = np.flatnonzero((user > 0) & given.to_numpy())
+    # Of equal places the last value stays.
+    names[user[told]] = block["name"][told].to_list()
     wanted = _pair(user, item)
     places = np.searchsorted(pair, wanted).clip(max=len(pair) - 1)
     rows = np.flatnonzero((pair[places] == wanted) & (time[places] == block["time"].to_numpy()))

@@ -23,6 +23,8 @@ from shielded_recrl.shield.settings import RoleSettings
 
 # Before an id of the source that is also a dense id.
 SOURCE = "source:"
+# Digits of the largest int32, which dense ids are.
+DIGITS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +101,8 @@ class Dataset:
             UserError: nobody has this id.
         """
         name = name.strip()
-        if name.isascii() and name.isdigit() and 1 <= int(name) <= self.splits.n_users:
+        number = name.isascii() and name.isdigit() and len(name) <= DIGITS
+        if number and 1 <= int(name) <= self.splits.n_users:
             return int(name)
         user = self._by_source.get(name.removeprefix(SOURCE))
         if user is None:

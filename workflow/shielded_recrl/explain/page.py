@@ -21,6 +21,7 @@ from shielded_recrl.explain.service import Library
 
 # Names of this machine that Werkzeug can compare; it knows none in brackets, such as [::1].
 LOOPBACK = ("127.0.0.1", "localhost")
+LAST_PORT = 2**16 - 1
 USERS_A_PAGE = 50
 PARTS = {"train": "training", "protected": "protected", "heldout": "held out", "none": "none"}
 MOST_ITEMS = 20
@@ -150,7 +151,12 @@ def open_pages(runs: Runs, host: str, port: int) -> None:
         runs: of the study.
         host: address to listen on.
         port: port to listen on; 0 takes a free one.
+
+    Raises:
+        UserError: there is no such port.
     """
+    if not 0 <= port <= LAST_PORT:
+        raise UserError(f"--port {port}: expected 0 to {LAST_PORT}; 0 takes a free one")
     trusted = list(LOOPBACK) if host in (*LOOPBACK, "::1") else None
     app = create_app(Library(runs), trusted)
     # What is at hand already need not wait for what is being generated.
@@ -192,7 +198,7 @@ def _number(name: str, least: int, most: int, default: int) -> int:
     text = request.args.get(name, "")
     if not text:
         return default
-    if not (text.isascii() and text.isdigit() and least <= int(text[:9]) <= most):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
         abort(400, f"{name}: expected a whole number from {least} to {most}, got {text[:20]!r}.")
     return int(text)
 

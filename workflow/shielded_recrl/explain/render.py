@@ -138,7 +138,7 @@ def document(answers: Sequence[Answer]) -> dict[str, Any]:
 
 def as_json(answers: Sequence[Answer]) -> str:
     """`document` as text."""
-    return json.dumps(document(answers), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(document(answers), indent=2, allow_nan=False)
 
 
 def weights(answers: Sequence[Answer]) -> str:

@@ -7,18 +7,16 @@ and datasets.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from shielded_recrl.files import read_json, write_text
-from shielded_recrl.report import certificates, datasets, explanations, tables
-from shielded_recrl.report.columns import ALL_COLUMNS, Row, as_text, row
-from shielded_recrl.report.runs import Run, load_runs
+from shielded_recrl.files import write_text
+from shielded_recrl.report import certificates, csv_table, datasets, explanations, tables
+from shielded_recrl.report.columns import ALL_COLUMNS, Row, row
+from shielded_recrl.report.runs import Run, load_runs, read_summary
 from shielded_recrl.report.settings import TableSettings
 from shielded_recrl.report.study import Cell, cells
 
@@ -59,7 +57,7 @@ def main(
     rows = [row(run, settings) for run in loaded]
     certified = certificates.page(loaded)
     sources = list({run.dataset: run.stats for run in loaded}.values())
-    judged = read_json(summary)
+    judged = read_summary(summary)
     from shielded_recrl.report.figures.style import save
 
     for name, figure in draw(loaded, rows, judged, settings.ndcg_margin).items():
@@ -110,11 +108,7 @@ def draw(
 
 def to_csv(rows: Sequence[Row]) -> str:
     """The table as text, columns in their documented order."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(column.name for column in ALL_COLUMNS)
-    writer.writerows([as_text(values[column.name]) for column in ALL_COLUMNS] for values in rows)
-    return stream.getvalue()
+    return csv_table.to_csv(rows, [column.name for column in ALL_COLUMNS])
 
 
 def overview(study: Sequence[Cell]) -> str:

@@ -5,7 +5,8 @@ Out: success_criteria.csv.
 
 A criterion is a statement that has to be shown, in every seed and on the worse end of the interval:
 what the data leave open counts as failed, and `how` says so. With fewer than `CLAIM_SEEDS` seeds a
-criterion can fail but not be met. A failed one is a row of the table and never an error.
+criterion can fail but not be met, but for those that ask only whether something is there. A failed
+one is a row of the table and never an error.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import tyro
 
 from shielded_recrl.audit.gate import broken_lines, lines_that
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import read_json, write_text
+from shielded_recrl.files import write_text
 from shielded_recrl.markdown import in_cell, table
 from shielded_recrl.report.columns import Row, row
-from shielded_recrl.report.runs import Run, load_runs
+from shielded_recrl.report.csv_table import to_csv
+from shielded_recrl.report.runs import Run, load_runs, read_summary
 from shielded_recrl.report.settings import ReportSettings
-from shielded_recrl.report.significance import CLAIM_SEEDS, heldout_users, to_csv
+from shielded_recrl.report.significance import CLAIM_SEEDS, heldout_users
 from shielded_recrl.statistics import tost
 
 COLUMNS = (
@@ -36,6 +38,8 @@ MET, FAILED, NOT_EVALUABLE = "met", "failed", "not evaluable"
 # Whom the claims are about, and the control that has to drift.
 SHIELDED = "shielded"
 UNSHIELDED = "no_proj"
+# The variants that a finished study of a dataset compares with the shielded one.
+ABLATIONS = (UNSHIELDED, "kl0", "lora4", "long_expl")
 ALL_VARIANTS = "all"
 # What an audit has to hold, see `audit run`.
 AUDITS = ("toxicity", "popularity", "fairness", "privacy", "injection", "grounding")
@@ -71,14 +75,14 @@ class Reading(NamedTuple):
         value: the figure.
         low: lower end of its 95% interval; None where it has none.
         high: upper end.
-        shown: whether this seed shows the criterion.
+        shown: whether this seed shows the criterion; None where it cannot tell.
         remark: what else a reader has to know.
     """
 
     value: float
     low: float | None
     high: float | None
-    shown: bool
+    shown: bool | None
     remark: str = ""
 
 
@@ -120,21 +124,6 @@ def main(
     write_text(out, to_csv(verdicts, COLUMNS))
     print(overview(verdicts))
     print(f"{out}: {counts(verdicts)}")
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """Read audit.json of `audit summarise`.
-
-    Raises:
-        UserError: the file is missing or damaged, or no such summary.
-    """
-    try:
-        summary = read_json(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); make it again") from None
-    if not isinstance(summary, dict) or not {"policy", "runs"} <= summary.keys():
-        raise UserError(f"{path}: no summary of audits; make it again with `audit summarise`")
-    return summary
 
 
 def parse_planned(text: str) -> Planned:
@@ -228,7 +217,9 @@ def page(rows: Sequence[Row]) -> str:
             "# Success criteria\n",
             f"**{counts(rows)}.** A criterion has to be shown by every seed, of which a claim needs "
             f"{CLAIM_SEEDS}, and on the worse end of its interval: what the data leave open counts "
-            "as failed.\n",
+            "as failed. `ablations_completed` and `audits_exist` ask only what is there and need no "
+            f"{CLAIM_SEEDS} seeds. For `policy_holds`, lines that the data cannot have are listed as "
+            "not evaluable and do not fail it.\n",
             *(["## Failed\n"] if failed else []),
             *(
                 f"- `{one['criterion']}` on {in_cell(one['dataset'])}: {in_cell(one['how'])}\n"
@@ -268,8 +259,12 @@ def _ndcg_flat(dataset: str, own: Mapping[int, _Known], margin: float) -> Row:
         if len(known.changes) < 2:
             return None
         p = tost(known.changes, margin)
+        value = float(known.changes.mean())
         ends = known.row["ndcg_change_low"], known.row["ndcg_change_high"]
-        return Reading(float(known.changes.mean()), *ends, p < LEVEL, f"p {p:.2g}")
+        if p >= LEVEL and not known.changes.any():
+            few = f"{len(known.changes)} users are too few to bound it: p {p:.2g}"
+            return Reading(value, *ends, None, f"nobody's NDCG@10 changed; {few}")
+        return Reading(value, *ends, p < LEVEL, f"p {p:.2g}")
 
     return _judge(
         *("ndcg_flat", dataset, SHIELDED, f"within {margin:g} of 0"),
@@ -309,12 +304,15 @@ def _completed(dataset: str, runs: Sequence[Run], planned: Sequence[Planned]) ->
     # `train.jsonl` has a row a step: load_runs refuses a run where it has not.
     done = {(run.dataset, run.variant, run.seed): len(run.steps) for run in runs}
     missing = [plan for plan in wanted if done.get(plan[:3], 0) < plan.steps]
+    unplanned = [one for one in ABLATIONS if one not in {plan.variant for plan in wanted}]
     how = f"{len(wanted) - len(missing)} of {len(wanted)} planned runs with all their PPO steps"
     if missing:
         how += "; missing: " + ", ".join(f"{m.variant}/seed-{m.seed}" for m in missing)
+    if unplanned:
+        how += f"; ablations that are not planned: {', '.join(unplanned)}"
     return _row(
         *name,
-        FAILED if missing else MET,
+        FAILED if missing else NOT_EVALUABLE if unplanned else MET,
         "1",
         value=1 - len(missing) / len(wanted),
         seeds=len({plan.seed for plan in wanted}),
@@ -359,10 +357,15 @@ def _policy_holds(dataset: str, audit: Mapping[str, Any] | None) -> Row:
     how += f"; not evaluable: {', '.join(open_)}" if open_ else ""
     how += f"; {'; '.join(broken)}" if broken else ""
     judged = len(held) + len(broken)
+    seeds = min((sum(run["variant"] == one for run in own_runs) for one in gated), default=0)
+    verdict = FAILED if broken else MET if held else NOT_EVALUABLE
+    if verdict == MET and seeds < CLAIM_SEEDS:
+        verdict = NOT_EVALUABLE
+        how += f"; {_too_few(seeds)}"
     return _row(
-        *(*name, ", ".join(gated), FAILED if broken else MET if held else NOT_EVALUABLE, "1"),
+        *(*name, ", ".join(gated), verdict, "1"),
         value=len(held) / judged if judged else None,
-        seeds=len({run["seed"] for run in own_runs if run["variant"] in gated}),
+        seeds=seeds,
         how=how,
     )
 
@@ -419,34 +422,42 @@ def _judge(
 ) -> Row:
     """The verdict of all seeds: value is their mean, low and high the hull of their intervals.
 
-    Without intervals, low and high are the smallest and the largest value.
+    Of a figure without intervals, `how` tells the range over seeds: that is no interval.
     """
     name = (criterion, dataset, variant)
     if not readings:
         return _row(*name, NOT_EVALUABLE, bound, how=f"{what}; the study has no run of {variant}")
     known = {key: reading for key, reading in readings.items() if reading is not None}
     undefined = [str(key) for key in readings if key not in known]
-    against = [key for key, reading in known.items() if not reading.shown]
+    against = [key for key, one in known.items() if one.shown is not None and not one.shown]
+    open_ = any(one.shown is None for one in known.values())
     parts = [what]
     if undefined:
         parts.append(f"undefined in seed {', '.join(undefined)}")
     if against:
         parts.append(f"not shown by seed {', '.join(map(str, against))}")
     parts += [f"seed {key}: {one.remark}" for key, one in known.items() if one.remark]
-    verdict = FAILED if against else NOT_EVALUABLE if undefined else MET
+    values = [one.value for one in known.values()]
+    lows = [one.low for one in known.values() if one.low is not None]
+    highs = [one.high for one in known.values() if one.high is not None]
+    if len(values) > 1 and not lows:
+        parts.append(f"{_short(min(values))} to {_short(max(values))} over seeds")
+    verdict = FAILED if against else NOT_EVALUABLE if undefined or open_ else MET
     if verdict == MET and len(readings) < CLAIM_SEEDS:
         verdict = NOT_EVALUABLE
-        parts.append(f"shown by {len(readings)} of at least {CLAIM_SEEDS} seeds")
-    lows = [one.value if one.low is None else one.low for one in known.values()]
-    highs = [one.value if one.high is None else one.high for one in known.values()]
+        parts.append(_too_few(len(readings)))
     return _row(
         *(*name, verdict, bound),
-        value=fmean(one.value for one in known.values()) if known else None,
+        value=fmean(values) if values else None,
         low=min(lows, default=None),
         high=max(highs, default=None),
         seeds=len(readings),
         how="; ".join(parts),
     )
+
+
+def _too_few(seeds: int) -> str:
+    return f"shown by {seeds} of at least {CLAIM_SEEDS} seeds"
 
 
 def _row(

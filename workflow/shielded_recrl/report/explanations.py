@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from shielded_recrl.files import read_jsonl
-from shielded_recrl.markdown import in_cell
+from shielded_recrl.markdown import in_cell, table
 from shielded_recrl.report.runs import Run
 
 SHOWN = 10
@@ -47,27 +47,27 @@ def shown(runs: Sequence[Run]) -> list[Run]:
 
 
 def _section(run: Run) -> str:
-    rows = read_jsonl(run.folder / "explanations.jsonl")
-    last = max(row["step"] for row in rows)
-    before, after = (list(_first(rows, step)) for step in (0, last))
+    texts = read_jsonl(run.folder / "explanations.jsonl")
+    last = max(row["step"] for row in texts)
+    before, after = (list(_first(texts, step)) for step in (0, last))
     kind = "synthetic data, " if run.stats["synthetic"] else ""
-    lines = [
-        f"## {run.dataset} ({kind}variant `{run.variant}`, seed {run.seed}, {last} steps)\n",
-        "| history | recommended | before | quality | after | quality |",
-        "|---|---|---|---|---|---|",
-    ]
-    for old, new in zip(before, after, strict=True):
-        item = f"{old['title']} ({', '.join(old['categories'])})"
-        cells = [
-            "; ".join(old["history"]),
-            item,
-            old["text"],
+    rows = [
+        [
+            in_cell("; ".join(old["history"])),
+            in_cell(f"{old['title']} ({', '.join(old['categories'])})"),
+            in_cell(old["text"]),
             f"{old['quality']:.2f}",
-            new["text"],
+            in_cell(new["text"]),
             f"{new['quality']:.2f}",
         ]
-        lines.append("| " + " | ".join(map(in_cell, cells)) + " |")
-    return "\n".join(lines) + "\n"
+        for old, new in zip(before, after, strict=True)
+    ]
+    lines = [
+        f"## {run.dataset} ({kind}variant `{run.variant}`, seed {run.seed}, {last} steps)\n",
+        *table(["history", "recommended", "before", "quality", "after", "quality"], rows),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _first(rows: Iterable[dict[str, Any]], step: int) -> Iterable[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """A list of everything below a folder of results, and of what made it.
 
 In: a folder of results and the study's config. Out: manifest.json with path, size, SHA-256 and stage
-of every artefact, the resolved config, seeds, versions, threads and machine. No host, user or
-absolute path is in it, and equal results on one machine give equal bytes.
+of every artefact, the resolved config, seeds and threads, and the versions and machine of the job that
+writes it. No host, user or absolute path is in it, and equal results on one machine give equal bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -28,9 +28,14 @@ FORMAT = 1
 NO_ARTEFACTS = ("logs", "benchmarks", "scratch", "live")
 # Made of files that are in the manifest, after it or apart from it: the report, with the time of day,
 # and the verdict of the audit gate, which is there only where the policy holds.
-MADE_AFTER = ("report/report.html", "audit/passed")
+REPORT, VERDICT, JUDGED = "report/report.html", "audit/passed", "audit/audit.json"
+MADE_AFTER = (REPORT, VERDICT)
+# Below these folders, files of a run lie in {dataset}/{variant}/seed-{seed}.
+BY_RUN = ("rl", "audit")
 STAGES = ("data", "ranker", "explainer", "shield", "rl", "audit", "report")
 PACKAGES = ("torch", "transformers", "peft", "snakemake", "numpy", "shielded-recrl")
+# What decides the results: paths of the repository.
+SOURCES = ("Snakefile", "config", "envs", "resources", "rules", "workflow")
 CHUNK = 2**20
 
 
@@ -48,6 +53,12 @@ def main(*, results: Path, config: Path, out: Path, threads: int | None = None) 
     document = manifest(results, read_config(config), out, threads)
     write_json(out, document)
     size = sum(one["bytes"] for one in document["artefacts"])
+    if document["leftovers"]:
+        # Of a run, its folder.
+        folders = dict.fromkeys(
+            "/".join(one["path"].split("/")[:4]) for one in document["leftovers"]
+        )
+        print(f"warning: of no run of this config, listed as leftovers: {', '.join(folders)}")
     print(f"{out}: {len(document['artefacts'])} artefacts, {size / 2**20:.1f} MiB")
 
 
@@ -65,24 +76,49 @@ def manifest(
     # What jobs take from the machine changes no result; what they took is told by name.
     plain = config.model_dump(mode="json", exclude={"resources"})
     shown, shortened = without_absolute_paths(plain)
+    runs = {
+        f"{cell.dataset}/{variant}/seed-{seed}"
+        for cell in config.study
+        for variant in cell.variants
+        for seed in cell.seeds
+    }
+    found = list_artefacts(results, out)
     return {
         "format": FORMAT,
-        "artefacts": list_artefacts(results, out),
+        "artefacts": [one for one in found if not is_leftover(one["path"], runs)],
+        "leftovers": [one for one in found if is_leftover(one["path"], runs)],
         "config": shown,
         "config_paths_shortened": shortened,
         "seeds": {
             "config": config.seed,
             "runs": sorted({seed for cell in config.study for seed in cell.seeds}),
         },
-        "versions": versions(),
         "threads": config.resources.threads if threads is None else threads,
-        "machine": machine(),
+        "written_by": {"versions": versions(), "machine": machine()},
     }
 
 
+def is_leftover(path: str, runs: Collection[str]) -> bool:
+    """Whether an artefact lies where runs do, but below the folder of none of these.
+
+    >>> runs = ["books/shielded/seed-42"]
+    >>> is_leftover("rl/books/kl0/seed-42/a.json", runs), is_leftover("audit/audit.json", runs)
+    (True, False)
+    """
+    first, *rest = path.split("/")
+    return first in BY_RUN and len(rest) > 1 and "/".join(rest[:3]) not in runs
+
+
 def list_artefacts(results: Path, manifest_path: Path) -> list[dict[str, Any]]:
-    """path, bytes, sha256 and stage of every artefact, by path; shows progress on a terminal."""
+    """path, bytes, sha256 and stage of every artefact, by path; shows progress on a terminal.
+
+    Raises:
+        UserError: the name of a file cannot be printed.
+    """
     paths = artefact_paths(results, manifest_path)
+    for path in paths:
+        if not path.isprintable():
+            raise UserError(f"{results}: {path!r} cannot be printed; rename or remove it")
     digests = digest_all([results / path for path in paths])
     return [
         {"path": path, "bytes": size, "sha256": digest, "stage": stage_of(path)}
@@ -103,6 +139,8 @@ def artefact_paths(results: Path, manifest_path: Path) -> list[str]:
             folders.clear()
             continue
         walked.add(real)
+        # Of two ways to a folder, the same is taken on every disk.
+        folders.sort()
         top = Path(folder) == results
         folders[:] = [
             name
@@ -186,7 +224,7 @@ def without_absolute_paths(value: Any, key: str = "") -> tuple[Any, list[str]]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that make results, and this library's commit."""
+    """Versions, in this environment, of Python and of packages that make results, and the commit."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -196,21 +234,26 @@ def versions() -> dict[str, str | None]:
     return {**found, "commit": commit()}
 
 
-def commit(folder: Path = ROOT) -> str | None:
-    """Commit of the repository that holds the library, `+changes` where files differ from it.
+def commit(library: Path = ROOT) -> str | None:
+    """Commit of the repository that holds the library, `+changes` where `SOURCES` differ from it.
 
-    None without git, and where the library lies in a repository that does not track it.
+    Files that git does not know yet count as changes, ignored ones do not. None without git, and
+    where the library lies in a repository that does not track it.
+
+    Args:
+        library: folder of the package, two below the root of the project.
     """
-    tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py")
-    head = _git(folder, "rev-parse", "HEAD")
+    tracked = _git(library, "ls-files", "--error-unmatch", "__init__.py")
+    head = _git(library, "rev-parse", "HEAD")
     if not tracked or not head:
         return None
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    project = library.parents[1]
+    changes = _git(project, "status", "--porcelain", "--untracked-files=normal", "--", *SOURCES)
     return head + ("+changes" if changes else "")
 
 
 def machine() -> dict[str, Any]:
-    """What the study ran on, without the name of host or user."""
+    """What this process runs on, without the name of host or user."""
     return {
         "system": platform.system(),
         "architecture": platform.machine(),

@@ -150,8 +150,8 @@ def base_of(base: str, revision: str | None, precision: str) -> Base:
 def release(run: Path, base: Base, out: Path) -> None:
     """Copy adapter and certificate of a run into a folder, byte by byte.
 
-    Only an absolute path of the base in adapter_config.json, which no other machine has, is replaced
-    by its name.
+    Only the path of the base in adapter_config.json, which no other machine has, is replaced by its
+    name. That of the embedded base stays, as the study makes it there, unless it is absolute.
 
     Raises:
         UserError: the run has no adapter.
@@ -164,7 +164,8 @@ def release(run: Path, base: Base, out: Path) -> None:
     shutil.copyfile(run / CERTIFICATE, out / CERTIFICATE)
     config = read_json(adapter / CONFIG)
     path = str(config.get("base_model_name_or_path") or "")
-    if PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute():
+    absolute = PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
+    if absolute or base.name not in (EMBEDDED, path):
         config["base_model_name_or_path"] = base.name
         (out / CONFIG).write_text(
             json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
@@ -408,7 +409,11 @@ def _clicks(simulated: tuple[str, dict[str, float | None]]) -> list[str]:
 def _audits(run: Run) -> Iterable[str]:
     figures = [[AUDITED[name], _figure(run, key)] for name, key in KEYS.items()]
     yield "\n".join(table(["after training", "figure (95% interval)"], figures))
-    found = run.audit.get("findings") or []
+    found = run.audit.get("findings")
+    if not isinstance(found, list):
+        raise UserError(
+            f"{run.folder}: its audit has no list 'findings'; make it again with `audit run`"
+        )
     if found:
         yield "Findings:\n\n" + "\n".join(f"- {in_cell(finding)}" for finding in found)
     else:

@@ -1,6 +1,7 @@
 """Finished runs with their certificates, their audits and the facts about their datasets.
 
-In: folders of runs, audit files, stats.json files. Out: one `Run` each, in the order of the study.
+In: folders of runs, audit files and their summary, stats.json files. Out: one `Run` each, in the order
+of the study; the summary.
 A file that is missing, damaged or of another run is refused by name.
 """
 
@@ -58,6 +59,24 @@ def load_runs(folders: Sequence[Path], audits: Sequence[Path], stats: Sequence[P
         seen[key] = run.folder
     order = {name: place for place, name in enumerate(dict.fromkeys(run.variant for run in runs))}
     return sorted(runs, key=lambda run: (run.dataset, order[run.variant], run.seed))
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read audit.json of `audit summarise`.
+
+    Raises:
+        UserError: the file is missing or damaged, or no such summary.
+    """
+    summary = _read(path, read_json)
+    policy, runs = summary.get("policy"), summary.get("runs")
+    whole = isinstance(policy, dict) and policy.keys() >= {"lines", "variants"}
+    if not whole or not (isinstance(runs, list) and all(map(_is_judged, runs))):
+        raise UserError(f"{path}: no summary of audits; make it again with `audit summarise`")
+    return summary
+
+
+def _is_judged(run: Any) -> bool:
+    return isinstance(run, dict) and run.keys() >= {*IDENTITY, "verdicts"}
 
 
 def _load(folder: Path, audits: dict[Any, Any], stats: dict[Any, Any]) -> Run:

@@ -11,8 +11,6 @@ seeds (paired, clustered bootstrap); p values flip the sign of a user's differen
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -25,11 +23,11 @@ import tyro
 from shielded_recrl.errors import UserError, first_line
 from shielded_recrl.files import read_jsonl, write_text
 from shielded_recrl.markdown import in_cell, table
-from shielded_recrl.report.columns import Row, as_text
+from shielded_recrl.report.columns import Row
+from shielded_recrl.report.csv_table import to_csv
 from shielded_recrl.report.runs import Run, load_runs
 from shielded_recrl.report.study import Cell
-from shielded_recrl.report.tables import UNDEFINED, between, escape, number
-from shielded_recrl.report.tables import tabular as tabular
+from shielded_recrl.report.tables import UNDEFINED, between, escape, number, tabular
 from shielded_recrl.statistics import holm, paired_bootstrap, sign_flip_test
 
 # What every other variant is compared with.
@@ -96,7 +94,7 @@ def main(
     rows = significance(measured(loaded), resamples, seed)
     write_text(table_path, latex(rows, loaded))
     write_text(page_path, page(rows))
-    write_text(out, to_csv(rows))
+    write_text(out, to_csv(rows, COLUMNS))
     compared = [row for row in rows if row["seed"] == ALL_SEEDS]
     claims = sum(row["claim"] for row in compared)
     print(f"{out}: {len(compared)} comparisons with {REFERENCE}, {claims} of them claims")
@@ -164,9 +162,10 @@ def compare(
             one: _paired(getattr(reference[one], part), getattr(variant[one], part), outcome)
             for one in shared
         }
+        seeds = sum(not one["pairs"].is_empty() for one in pairs.values())
         every = [(ALL_SEEDS, list(pairs.values()))]
         for label, some in [*every, *((one, [pairs[one]]) for one in shared)]:
-            head = {"outcome": outcome, "seed": label, "seeds": len(shared)}
+            head = {"outcome": outcome, "seed": label, "seeds": seeds}
             rows.append(head | _difference(some, resamples, seed))
     return rows
 
@@ -194,15 +193,6 @@ def significance(
         _adjust(rows)
         compared += rows
     return compared
-
-
-def to_csv(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
-    """A table as text, with the columns named."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([as_text(row[name]) for name in columns] for row in rows)
-    return stream.getvalue()
 
 
 def latex(rows: Sequence[Row], runs: Sequence[Run]) -> str:

@@ -3,7 +3,9 @@
     python -m shielded_recrl.report.verify results
 
 In: manifest.json and the files it lists. Out: one line for each file that is missing, changed or
-not listed, and exit status 1; or the number of files verified.
+not listed, and exit status 1; or the number of files verified. The verdict of the audit gate, which no
+manifest lists, has to be about the summary that is listed. The HTML report is covered by nothing, and
+a line says so.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ import tyro
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json
-from shielded_recrl.report.manifest import FORMAT, artefact_paths, digest_all, is_inside
+from shielded_recrl.report.manifest import (
+    FORMAT,
+    JUDGED,
+    REPORT,
+    VERDICT,
+    artefact_paths,
+    digest_all,
+    is_inside,
+)
 
 NAME = "manifest.json"
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -35,32 +45,35 @@ def main(results: Annotated[Path, tyro.conf.Positional], manifest: Path | None =
     problems = check(results, listed, path)
     for problem in problems:
         print(problem)
+    if (results / REPORT).exists():
+        print(f"not covered: {REPORT}")
     if problems:
         sys.exit(f"{results}: problems: {len(problems)}; files listed in {path}: {len(listed)}")
     print(f"{results}: {len(listed)} files verified")
 
 
 def read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Path -> size and SHA-256 of every artefact that a manifest lists.
+    """Path -> size and SHA-256 of every file that a manifest lists, leftovers among them.
 
     Raises:
-        UserError: the manifest is missing or damaged, or lists a path twice or one that leads out
-            of the folder.
+        UserError: the manifest is missing or damaged, or lists a path twice, one that leads out of
+            the folder, or one that cannot be printed.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; make it with `report manifest`")
     document = read_json(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UserError(f"{path}: no manifest of format {FORMAT}; make it again")
-    artefacts = document.get("artefacts")
-    if not isinstance(artefacts, list):
-        raise UserError(f"{path}: 'artefacts' is no list; make it again")
     listed: dict[str, tuple[int, str]] = {}
-    for place, artefact in enumerate(artefacts):
-        name, size, digest = _entry(artefact, f"{path}: artefact {place}")
-        if name in listed:
-            raise UserError(f"{path}: artefact {place}: {name!r} is listed twice; make it again")
-        listed[name] = size, digest
+    for key in ("artefacts", "leftovers"):
+        entries = document.get(key)
+        if not isinstance(entries, list):
+            raise UserError(f"{path}: {key!r} is no list; make it again")
+        for place, entry in enumerate(entries):
+            name, size, digest = _entry(entry, f"{path}: {key} {place}")
+            if name in listed:
+                raise UserError(f"{path}: {key} {place}: {name!r} is listed twice; make it again")
+            listed[name] = size, digest
     return listed
 
 
@@ -90,7 +103,23 @@ def check(results: Path, listed: dict[str, tuple[int, str]], manifest_path: Path
     for name in artefact_paths(results, manifest_path):
         if name not in listed:
             problems[name] = "not listed"
-    return [f"{name}: {problems[name]}" for name in sorted(problems)]
+    if (results / VERDICT).exists() and not _is_verdict_on(results / VERDICT, listed.get(JUDGED)):
+        problems[VERDICT] = f"no verdict on the {JUDGED} that is listed"
+    return [f"{_printable(name)}: {problems[name]}" for name in sorted(problems)]
+
+
+def _is_verdict_on(path: Path, summary: tuple[int, str] | None) -> bool:
+    """Whether what the gate wrote is about a summary of this size and SHA-256."""
+    try:
+        verdict = read_json(path)
+    except (OSError, UserError):
+        return False
+    return summary is not None and isinstance(verdict, dict) and verdict.get("audit") == summary[1]
+
+
+def _printable(name: str) -> str:
+    """A file's name as it is, or quoted where it holds line ends or escape sequences."""
+    return name if name.isprintable() else repr(name)
 
 
 def _entry(artefact: Any, where: str) -> tuple[str, int, str]:
@@ -99,6 +128,8 @@ def _entry(artefact: Any, where: str) -> tuple[str, int, str]:
     name, size, digest = (artefact.get(key) for key in ("path", "bytes", "sha256"))
     if not isinstance(name, str) or not is_inside(name):
         raise UserError(f"{where}: {name!r} is no path below the folder of results")
+    if not name.isprintable():
+        raise UserError(f"{where}: {name!r} cannot be printed; rename the file")
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise UserError(f"{where}: 'bytes' is {size!r}, no size; make the manifest again")
     if not isinstance(digest, str) or not DIGEST.fullmatch(digest):

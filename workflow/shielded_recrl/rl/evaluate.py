@@ -50,6 +50,7 @@ from shielded_recrl.rl.evaluation.ranking import (
     rankings,
     users_table,
 )
+from shielded_recrl.rl.evaluation.references import check_reviews
 from shielded_recrl.rl.evaluation.slate import Slate
 from shielded_recrl.rl.evaluation.snapshots import (
     check_snapshots,
@@ -57,7 +58,11 @@ from shielded_recrl.rl.evaluation.snapshots import (
     load_snapshots,
     set_adapter,
 )
-from shielded_recrl.rl.evaluation.text_metrics import BERTScoreModel, text_metrics_report
+from shielded_recrl.rl.evaluation.text_metrics import (
+    BERTScoreModel,
+    check_bertscore,
+    text_metrics_report,
+)
 from shielded_recrl.rl.evaluation.texts import claim_report, text_report
 from shielded_recrl.rl.rewards.study import study_reward
 from shielded_recrl.rl.settings import EvaluationSettings, RewardSettings, SamplingSettings
@@ -122,6 +127,12 @@ def main(
         roles_seed: seed of roles, simulators and bootstrap, shared by all runs.
         seed: seed of this run's text sampling.
     """
+    # All that is read at the end is looked at first: sampling takes long.
+    scorer = bertscore_model(settings)
+    if scorer:
+        check_bertscore(scorer)
+    if reviews:
+        check_reviews(reviews)
     snapshots = load_snapshots(run / "snapshots.safetensors")
     last = max(snapshots)
     log = load_log(run / "train.jsonl", last)
@@ -235,7 +246,7 @@ def main(
         },
         "texts": text_metrics_report(
             *(texts[0], texts[last], slate.requests, reviews, users),
-            *(settings.bootstrap, roles_seed, bertscore_model(settings)),
+            *(settings.bootstrap, roles_seed, scorer),
         ),
         "kl": float(np.mean([row["kl"] for row in log[-max(1, len(log) // 4) :]])),
     }

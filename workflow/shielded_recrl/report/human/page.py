@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shielded_recrl.markdown import in_cell
+from shielded_recrl.markdown import in_cell, table
 
 
 def to_markdown(scores: Mapping[str, Any], title: str, notes: Sequence[str] = ()) -> str:
@@ -27,10 +27,11 @@ def to_markdown(scores: Mapping[str, Any], title: str, notes: Sequence[str] = ()
         f"spread: go by the counts. {scores['regularisation']}\n",
         *(f"{note}\n" for note in notes),
         "## Raters\n",
-        _table(
+        *table(
             ("rater", "left", "right", "tie", "missing", "attention checks", "repeats", "counted"),
             [_rater(one) for one in scores["raters"]],
         ),
+        "",
     ]
     for dataset, one in scores["datasets"].items():
         parts += [f"## {in_cell(dataset)}\n", *_dataset(one)]
@@ -39,7 +40,7 @@ def to_markdown(scores: Mapping[str, Any], title: str, notes: Sequence[str] = ()
 
 def _rater(one: Mapping[str, Any]) -> list[str]:
     return [
-        one["name"],
+        in_cell(one["name"]),
         *(str(one["answers"][answer]) for answer in ("left", "right", "tie")),
         str(len(one["missing"])),
         f"{one['checks_passed']} of {one['checks']} passed",
@@ -60,12 +61,12 @@ def _dataset(one: Mapping[str, Any]) -> list[str]:
     )
     return [
         f"{one['votes']} answers about {one['users']} users. {said}",
-        _table(
+        *table(
             ("A", "B", "A preferred", "A wins", "ties", "B wins", "users", "identical texts"),
             [
                 [
-                    pair["a"],
-                    pair["b"],
+                    in_cell(pair["a"]),
+                    in_cell(pair["b"]),
                     _interval(pair["win_rate"]),
                     str(pair["a_wins"]),
                     str(pair["ties"]),
@@ -76,15 +77,17 @@ def _dataset(one: Mapping[str, Any]) -> list[str]:
                 for pair in one["comparisons"]
             ],
         ),
-        _table(
+        "",
+        *table(
             ("system", "Bradley-Terry strength (log-odds)"),
             [
-                [name, _interval(strength)]
+                [in_cell(name), _interval(strength)]
                 for name, strength in sorted(
                     one["strengths"].items(), key=lambda entry: -entry[1]["mean"]
                 )
             ],
         ),
+        "",
     ]
 
 
@@ -92,8 +95,3 @@ def _interval(value: Mapping[str, float] | None) -> str:
     if value is None:
         return "no answer"
     return f"{value['mean']:z.3f} [{value['low']:z.3f}, {value['high']:z.3f}]"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(in_cell, line)) + " |" for line in lines) + "\n"

@@ -9,7 +9,8 @@ of the item against those of the user's validation history, by no other user's b
 counts words, not claims: how much of what is known of the item, and of one title of the history, a
 text says, each word by its rarity in the catalogue (Sparck Jones 1972). Which texts are good is
 decided by other evidence than in `simulator`; the two share how `rl.text` splits a text into words
-and n-grams and tells which are written as names. No reward and no training command may import it.
+and tells which are written as names, and what `copying` takes for a copy of the prompt. No reward and
+no training command may import it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr
 
-from shielded_recrl.explainer.prompts import Item, PromptBuilder, Request, request_text, short_title
+from shielded_recrl.explainer.prompts import Item, PromptBuilder, Request, short_title
 from shielded_recrl.ranker.data import Splits
 from shielded_recrl.rl.evaluation.base import Simulator, Triple, click_draws, standardised
+from shielded_recrl.rl.evaluation.copying import own_share, prompt_words
 from shielded_recrl.rl.settings import EvaluationSettings
-from shielded_recrl.rl.text import ngrams, words, written_as_names
+from shielded_recrl.rl.text import words, written_as_names
 
 # Phi(INTERCEPT) = 0.31: the examined item of mean relevance with no explanation.
 INTERCEPT = -0.5
@@ -210,24 +212,6 @@ def name_precision(
     return vocabulary.share(supported.intersection(called), called)
 
 
-def own_share(tokens: Sequence[str], request: Request, prompt: Sequence[str]) -> float:
-    """Share of the words that are neither copied from the prompt nor names of one word.
-
-    A word is copied where it stands in two words running that stand so in the prompt or in a name:
-    the extractive coverage of Grusky, Naaman and Artzi 2018, for fragments of two words or more.
-    """
-    items = (request.about, *request.history)
-    # Categories of the history stand in no prompt.
-    names = [words(name) for item in items for name in (short_title(item), *item.categories)]
-    single = {name[0] for name in names if len(name) == 1}
-    copied = set(ngrams(prompt, 2)).union(*(ngrams(name, 2) for name in names))
-    taken = [token in single for token in tokens]
-    for start, pair in enumerate(ngrams(tokens, 2)):
-        if pair in copied:
-            taken[start] = taken[start + 1] = True
-    return 1 - sum(taken) / len(tokens)
-
-
 def effective_words(tokens: Sequence[str]) -> float:
     """exp(entropy) of the words: how many equally frequent ones are as varied (Jost 2006).
 
@@ -236,13 +220,6 @@ def effective_words(tokens: Sequence[str]) -> float:
     """
     shares = np.array(sorted(Counter(tokens).values())) / len(tokens)
     return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def prompt_words(request: Request, prompts: PromptBuilder) -> list[str]:
-    """Words of the prompt of a request, in order."""
-    titles = "; ".join(short_title(item) for item in request.history)
-    history = prompts.prefix_template.replace("{history}", titles)
-    return words(f"{history}\n{request_text(prompts.request_template, request.about)}")
 
 
 def content_relevance(

@@ -60,6 +60,17 @@ def load_references(
     return pair_references(reviews, pairs, seed, most)
 
 
+def check_reviews(path: Path) -> None:
+    """Read all of reviews.parquet once, so that a damaged file is found before it is needed.
+
+    Raises:
+        UserError: the file is missing, damaged or has other columns.
+    """
+    numbers = [pl.col(name).cast(pl.Int64).sum() for name in ("user", "item")]
+    texts = [pl.col(name).str.len_bytes().sum() for name in ("split", "text")]
+    _read(path, lambda table: table.select(*numbers, *texts))
+
+
 def count_reviews(path: Path) -> int:
     """Rows of reviews.parquet.
 

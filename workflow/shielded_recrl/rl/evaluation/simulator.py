@@ -4,8 +4,8 @@
 
 Relevance comes from validation interactions, which no training prompt names; quality from claims
 checked against the whole catalogue. Quality and reward value the same things in an explanation,
-length, form and supported claims; both count distinct bigrams and copied n-grams with `rl.text`,
-the rest they measure differently. `examination` is the second simulator, of another form.
+length, form and supported claims; both count distinct bigrams with `rl.text`, the rest they
+measure differently. `examination` is the second simulator, of another form.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csc_array
 
-from shielded_recrl.explainer.prompts import Item, Request, short_title
+from shielded_recrl.explainer.prompts import Item, PromptBuilder, Request, short_title
 from shielded_recrl.ranker.data import Splits
 from shielded_recrl.rl.evaluation.base import Simulator, Triple, click_draws, standardised
+from shielded_recrl.rl.evaluation.copying import echo, prompt_words, row_of_names
 from shielded_recrl.rl.settings import SimulatorSettings
-from shielded_recrl.rl.text import distinct_share, echo_share, words, written_as_names
+from shielded_recrl.rl.text import distinct_share, words, written_as_names
 
 # Words at which the length factor of quality reaches 1 - 1/e.
 LENGTH_SCALE = 6.0
 CLAIMS = 3
 # Share of quality a text keeps that makes no claim at all.
 UNGROUNDED = 0.25
-ECHO_WORDS = 6
 
 Phrase = tuple[str, ...]
 
@@ -94,18 +94,29 @@ class Judgement(NamedTuple):
     supported: int
 
 
-def judge(text: str, request: Request, index: ClaimIndex) -> Judgement:
+def judge(
+    text: str, request: Request, index: ClaimIndex, prompt: Sequence[str] | None = None
+) -> Judgement:
     """Claims of a text, and its quality.
 
     Quality saturates in length and falls with repetition, echo and unsupported claims:
 
-        length * distinct * (1 - echo) * (1 - listed) * precision
+        length * distinct * (1 - echoed) * (1 - listed) * precision
             * (UNGROUNDED + (1 - UNGROUNDED) * grounded),
 
     where grounded is the number of supported claims over CLAIMS, at most 1, and at most 1 / CLAIMS
-    for a text that does not name its item; listed is the share of neighbouring claims with no word
+    for a text that does not name its item; echoed is the share of the text that follows the prompt,
+    see `copying.echo`, 1 for the prompt, a part of it, and mere names, and a claim that stands in
+    such a stretch alone grounds nothing; listed is the share of neighbouring claims with no word
     between them, once three stand in a row: two names may meet at a comma, but a list of names is
     no explanation. An empty text has quality 0.
+
+    Args:
+        text: the explanation.
+        request: what it explains.
+        index: of the catalogue.
+        prompt: words of the prompt, in order; without it, of its titles and categories alone, and
+            the templates' own words are not known to be copied.
     """
     tokens = words(text)
     if not tokens:
@@ -118,13 +129,13 @@ def judge(text: str, request: Request, index: ClaimIndex) -> Judgement:
     three_in_a_row = any(map(all, pairwise(touching)))
     listed = sum(touching) / len(touching) if three_in_a_row else 0.0
     precision = len(supported) / len(claims) if claims else 1.0
+    copied = echo(tokens, request, row_of_names(request) if prompt is None else prompt)
+    told = {tuple(tokens[start:end]) for start, end in spans if not any(copied.words[start:end])}
     about = _title(request.about)
-    most = CLAIMS if not about or about in claims else 1
-    grounded = min(len(supported), most) / CLAIMS
-    titles = [short_title(item) for item in (*request.history, request.about)]
+    most = CLAIMS if not about or about in told else 1
+    grounded = min(len(supported & told), most) / CLAIMS
     saturation = 1 - math.exp(-len(tokens) / LENGTH_SCALE)
-    echo = echo_share(tokens, [*titles, *request.about.categories], ECHO_WORDS)
-    honest = distinct_share(tokens, 2) * (1 - echo) * (1 - listed) * precision
+    honest = distinct_share(tokens, 2) * (1 - copied.share) * (1 - listed) * precision
     value = saturation * honest * (UNGROUNDED + (1 - UNGROUNDED) * grounded)
     return Judgement(value, len(claims), len(supported))
 
@@ -136,7 +147,7 @@ class ClaimsSimulator(Simulator):
 
     def __init__(
         self,
-        items: Sequence[Item],
+        prompts: PromptBuilder,
         splits: Splits,
         triples: Sequence[Triple],
         settings: SimulatorSettings,
@@ -144,13 +155,14 @@ class ClaimsSimulator(Simulator):
     ):
         """
         Args:
-            items: the catalogue; entry 0 is padding.
+            prompts: catalogue and templates: what a text may claim, and what it may only copy.
             splits: interactions that relevance is taken from.
             triples: (user, item, position) of what is shown.
             settings: weights and sessions.
             seed: of biases and draws.
         """
-        self.index = ClaimIndex(items)
+        self.prompts = prompts
+        self.index = ClaimIndex(prompts.items)
         self.settings = settings
         self.quality_weight = settings.quality_weight
         self.relevance = relevance(splits, [(user, item) for user, item, _ in triples])
@@ -159,7 +171,7 @@ class ClaimsSimulator(Simulator):
 
     def judge(self, text: str, request: Request) -> Judgement:
         """Quality, claims and supported claims of a text."""
-        return judge(text, request, self.index)
+        return judge(text, request, self.index, prompt_words(request, self.prompts))
 
     def probability(self, qualities: np.ndarray, quality_weight: float) -> np.ndarray:
         """sigmoid(a * relevance + b * quality + bias(user)), [n]."""

@@ -69,7 +69,7 @@ class Slate:
         ]
         self.tokenizer = serving.prompts.tokenizer
         splits, shown = serving.splits, (self.triples, settings, seed)
-        self.claims = ClaimsSimulator(serving.prompts.items, splits, *shown)
+        self.claims = ClaimsSimulator(serving.prompts, splits, *shown)
         self.examination = ExaminationSimulator(serving.prompts, splits, *shown)
 
     @property

@@ -285,25 +285,11 @@ def bertscore(
     there with transformers 4.
 
     Raises:
-        UserError: bert-score is not installed, or the folder has no model or a tokenizer without a
-            longest text.
+        UserError: see `check_bertscore`.
     """
-    if find_spec("bert_score") is None:
-        raise UserError("BERTScore needs the package bert-score; pip install bert-score==0.3.13")
+    _check_tokenizer(model)
     from bert_score import score
-    from transformers import AutoTokenizer
 
-    try:
-        longest = AutoTokenizer.from_pretrained(model.folder).model_max_length
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{model.folder}: no tokenizer in it ({' '.join(str(error).split())[:100]}); name a "
-            "folder with a model in transformers format"
-        ) from error
-    if longest > MAX_TOKENS:
-        raise UserError(
-            f"{model.folder}/tokenizer_config.json: no model_max_length; add it (512 for RoBERTa)"
-        )
     values = np.zeros(len(texts))
     filled = [place for place, text in enumerate(texts) if text.strip()]
     if filled:
@@ -315,6 +301,50 @@ def bertscore(
         )
         values[filled] = 100 * found[2].double().numpy()
     return values
+
+
+def check_bertscore(model: BERTScoreModel) -> None:
+    """Load what BERTScore is computed with once, so that a bad folder is found before it is needed.
+
+    Raises:
+        UserError: bert-score is not installed, or the folder has no model, one with fewer layers, or
+            a tokenizer without a longest text.
+    """
+    _check_tokenizer(model)
+    from safetensors import SafetensorError
+    from transformers import AutoModel
+
+    try:
+        layers = AutoModel.from_pretrained(model.folder).config.num_hidden_layers
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _no("model", model.folder, error) from error
+    if model.layer > layers:
+        raise UserError(
+            f"bertscore_layer is {model.layer}, but the model in {model.folder} has {layers} "
+            "layers; lower it"
+        )
+
+
+def _check_tokenizer(model: BERTScoreModel) -> None:
+    if find_spec("bert_score") is None:
+        raise UserError("BERTScore needs the package bert-score; pip install bert-score==0.3.13")
+    from transformers import AutoTokenizer
+
+    try:
+        longest = AutoTokenizer.from_pretrained(model.folder).model_max_length
+    except (OSError, ValueError) as error:
+        raise _no("tokenizer", model.folder, error) from error
+    if longest > MAX_TOKENS:
+        raise UserError(
+            f"{model.folder}/tokenizer_config.json: no model_max_length; add it (512 for RoBERTa)"
+        )
+
+
+def _no(part: str, folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{folder}: no {part} in it ({' '.join(str(error).split())[:100]}); name a folder with a "
+        "model in transformers format"
+    )
 
 
 def unique_sentence_ratio(texts: Sequence[str]) -> float:
@@ -383,7 +413,8 @@ def derangement(labels: Sequence[Hashable], rng: np.random.Generator) -> np.ndar
     """A random permutation [n] that leaves no place where it is, and gives it another label.
 
     Places are laid in a row at random, those of one label together, and moved on by the size of the
-    largest group. Where one label has more than half of the places, some keep their label.
+    largest group. Where one label has more than half of the places, some meet it again, as few as
+    can be: `shuffle` leaves those out.
 
     Args:
         labels: of the places; at least two.
@@ -402,6 +433,25 @@ def derangement(labels: Sequence[Hashable], rng: np.random.Generator) -> np.ndar
     moved = np.empty(n, dtype=np.int64)
     moved[row] = np.roll(row, -min(max(map(len, groups.values())), n - 1))
     return moved
+
+
+def shuffle(labels: Sequence[Hashable], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Places [k] and the place [k] of another label that each is moved to, by the latter.
+
+    k is n where no label has more than half of the places, else as many as can be moved so, which
+    may be none.
+
+    Args:
+        labels: of the n places; at least two.
+        rng: source of the order.
+
+    Raises:
+        ValueError: there are less than two places.
+    """
+    moved = derangement(labels, rng)
+    places = np.argsort(moved)
+    apart = [labels[place] != labels[other] for other, place in enumerate(places)]
+    return places[apart], np.flatnonzero(apart)
 
 
 def text_metrics_report(
@@ -431,7 +481,8 @@ def text_metrics_report(
         nothing against references, or null), and for `before` and `after` the number of texts with
         `references` and each metric, with `shuffled`, `constant` (and its `sentence`) and
         `rouge_l_minus_shuffled`, the mean difference with its user-clustered 95% interval. What
-        cannot be evaluated is null.
+        cannot be evaluated is null. `shuffled_left_out` counts the texts that no other item was
+        left for, among those shuffled for `fmr` and among those with `references`.
 
     Raises:
         ValueError: there are less than two texts.
@@ -445,9 +496,10 @@ def text_metrics_report(
     judged = len(rows) > 1
     rng = np.random.default_rng([seed, 4])
     features = Features(requests)
-    moved = derangement([item for _, item in pairs], rng)
+    shuffled = shuffle([item for _, item in pairs], rng)
     report = {
         "texts": len(pairs),
+        "shuffled_left_out": {"fmr": len(pairs) - len(shuffled[0]), "references": None},
         "own": sum(found[row].own for row in rows),
         "reason": None if judged else _reason(reviews),
         **{
@@ -459,7 +511,7 @@ def text_metrics_report(
                 "distinct_1": distinct(texts, 1),
                 "distinct_2": distinct(texts, 2),
                 "rouge_l_minus_shuffled": None,
-                "shuffled": {**dict.fromkeys(AGAINST), "fmr": features.matching(texts, moved)},
+                "shuffled": {**dict.fromkeys(AGAINST), "fmr": features.matching(texts, *shuffled)},
                 "constant": None,
             }
             for when, texts in batches.items()
@@ -468,30 +520,49 @@ def text_metrics_report(
     if not judged:
         return report
     references = ReferenceTexts([found[row].texts for row in rows])
-    moved = derangement([pairs[row][1] for row in rows], rng)
+    places, others = shuffle([pairs[row][1] for row in rows], rng)
+    report["shuffled_left_out"]["references"] = len(rows) - len(places)
     sentence = references.best_constant
-    batches = {when: [texts[row] for row in rows] for when, texts in batches.items()}
-    # The text whose references lie at each place: moving texts leaves what is counted in place.
-    back = np.argsort(moved)
-    shuffled = {when: [texts[place] for place in back] for when, texts in batches.items()}
-    lists = [*batches.values(), *shuffled.values(), [sentence] * len(rows)]
+    written = {when: [texts[row] for row in rows] for when, texts in batches.items()}
+    lists = [*written.values(), [sentence] * len(rows)]
+    scores = _against(lists, references, model)
+    moved = [None, None]
+    if len(places):
+        kept = references
+        if len(places) < len(rows):
+            kept = ReferenceTexts([references.references[place] for place in others])
+        # References stay where they are counted, and the texts are moved.
+        lists = [[texts[place] for place in places] for texts in written.values()]
+        moved = _against(lists, kept, model)
+    constant = {**_means(scores[-1]), "sentence": sentence}
+    everywhere = features.matching([sentence] * len(pairs))
+    for when, paired, other in zip(batches, scores[:2], moved, strict=True):
+        report[when] |= {
+            **_means(paired),
+            "constant": {**dict.fromkeys(AGAINST), **constant, "fmr": everywhere},
+        }
+        if other is None:
+            continue
+        order = np.argsort(places)
+        gap = (paired["rouge_l"][places] - other["rouge_l"])[order]
+        interval = paired_bootstrap(gap, resamples, seed, users[rows][places[order]])
+        report[when] |= {
+            "rouge_l_minus_shuffled": interval._asdict(),
+            "shuffled": report[when]["shuffled"] | _means(other),
+        }
+    return report
+
+
+def _against(
+    lists: Sequence[Sequence[str]], references: ReferenceTexts, model: BERTScoreModel | None
+) -> list[dict[str, Any]]:
+    """Scores of each list of texts against the same references."""
     scores = [{**references.bleu(texts), **references.rouge(texts)} for texts in lists]
     if model:
         flat = bertscore(list(chain(*lists)), references.references * len(lists), model)
         for score, values in zip(scores, np.split(flat, len(lists)), strict=True):
             score["bertscore"] = values
-    constant = {**_means(scores[-1]), "sentence": sentence}
-    everywhere = features.matching([sentence] * len(pairs), None)
-    for when, paired, other in zip(batches, scores[:2], scores[2:4], strict=True):
-        gap = paired["rouge_l"] - other["rouge_l"][moved]
-        interval = paired_bootstrap(gap, resamples, seed, users[rows])
-        report[when] |= {
-            **_means(paired),
-            "rouge_l_minus_shuffled": interval._asdict(),
-            "shuffled": report[when]["shuffled"] | _means(other),
-            "constant": {**dict.fromkeys(AGAINST), **constant, "fmr": everywhere},
-        }
-    return report
+    return scores
 
 
 class Features:
@@ -516,10 +587,18 @@ class Features:
             "div": feature_diversity(found),
         }
 
-    def matching(self, texts: Sequence[str], moved: np.ndarray | None) -> float:
-        """FMR of n texts against the features of the items at other places, `moved` [n]."""
-        own = self._own if moved is None else [self._own[place] for place in moved]
-        return feature_matching_ratio(self._named(texts), own)
+    def matching(
+        self,
+        texts: Sequence[str],
+        places: np.ndarray | None = None,
+        others: np.ndarray | None = None,
+    ) -> float | None:
+        """FMR of n texts, or of those at `places` [k] against the features of the items at `others`
+        [k]; None where there are none."""
+        found, own = self._named(texts), self._own
+        if places is not None:
+            found, own = [found[place] for place in places], [own[place] for place in others]
+        return feature_matching_ratio(found, own) if found else None
 
     def _named(self, texts: Sequence[str]) -> list[set[Phrase]]:
         return [

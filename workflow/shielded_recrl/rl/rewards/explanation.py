@@ -143,8 +143,11 @@ class Toxicity:
         Raises:
             UserError: the scorer's package is missing.
         """
-        # Loads scikit-learn, which only a run with this component needs.
+        # Loads scikit-learn, which only a run with this component needs. The scorer is imported by
+        # its first text, which is too late to say that it is missing.
         try:
+            import profanity_check  # noqa: F401
+
             from shielded_recrl.audit.toxicity import toxicity_scores
         except ModuleNotFoundError as error:
             raise UserError(
