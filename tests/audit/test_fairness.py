@@ -2,6 +2,7 @@
 
 import itertools
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
@@ -97,6 +98,8 @@ def test_one_small_group_does_not_hide_the_others():
         lambda rows: len({label for label, _ in rows}) > 1
     )
 )
+# The first example imports fairlearn, which may take a second.
+@hypothesis.settings(deadline=None)
 def test_a_gap_is_fairlearns_and_of_repeated_users(rows):
     labels = np.array([label for label, _ in rows])
     values = np.array([value for _, value in rows])

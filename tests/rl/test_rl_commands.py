@@ -101,10 +101,10 @@ def test_the_files_of_a_run(out):
         "evaluation.json",
         "explanations.jsonl",
         "rankings.parquet",
-        "users.parquet",
         "snapshots.safetensors",
         "summary.json",
         "train.jsonl",
+        "users.parquet",
     ]
     assert not list((out / "scratch").glob("*"))
 

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from browser import chromium, chromium_page  # noqa: F401
 
 pytestmark = pytest.mark.slow
