@@ -98,7 +98,7 @@ def test_too_few_samples_break_a_line_whose_figure_looks_sound(tmp_path):
 
 
 def test_what_is_not_there_is_said(tmp_path):
-    nothing = {"gap": None, "reason": "no grouping of these users is evaluable"}
+    nothing = {"gap": None, "reason": "no grouping of these users is evaluable", "min_group": 20}
     found = panels(judged(tmp_path, audit({"fairness": nothing, "grounding": {}})))
     assert [note.get_text() for note in found["group_gap"].texts] == ["not evaluable"]
     (note,) = found["grounding"].texts

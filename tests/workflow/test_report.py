@@ -38,7 +38,7 @@ def test_it_is_one_file_with_every_figure_and_table(report):
 @pytest.fixture
 def opened(report, chromium_page):  # noqa: F811
     chromium_page.goto(report.as_uri())
-    chromium_page.get_by_text("1. Criteria").wait_for()
+    chromium_page.get_by_role("link", name="1. Criteria").wait_for()
     return chromium_page
 
 
@@ -51,7 +51,7 @@ def test_criteria_come_first_and_every_category_is_in_the_menu(opened):
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_every_figure_and_page_of_a_category_opens(opened, category):
-    opened.get_by_text(category, exact=True).click()
+    opened.get_by_role("link", name=category, exact=True).click()
     rows = opened.locator("tbody tr")
     rows.first.wait_for()
     drawn, pages = set(), 0
@@ -71,9 +71,11 @@ def test_every_figure_and_page_of_a_category_opens(opened, category):
             drawn.add(result["name"])
         elif result["mime_type"] == "text/html":
             eye.first.click()
-            title = opened.frame_locator("iframe").locator("h1")
-            title.wait_for()
-            assert len(title.inner_text()) > 3
+            frame = opened.frame_locator("iframe")
+            frame.locator("h1").wait_for()
+            assert len(frame.locator("h1").inner_text()) > 3
+            widths = frame.locator("img").evaluate_all("all => all.map(one => one.naturalWidth)")
+            assert all(width > 100 for width in widths)
             pages += 1
     assert drawn == FIGURES.get(category, set())
     assert pages == sum(results[path]["mime_type"] == "text/html" for path in own)
