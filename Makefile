@@ -77,7 +77,7 @@ dev: .venv/dev.stamp ## add what tests and lint need
 check: lint test ## lint and the whole test suite
 
 test: dev ## run the whole test suite
-	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 12
 
 lint: dev ## formatting and lint of Python and Snakemake files
 	$(RUN) ruff format --check .

@@ -15,3 +15,8 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set RECRL_SHARED_DATA to a folder that has it")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The workflow's tests take longest: first, so that no worker waits for them in the end."""
+    items.sort(key=lambda item: "workflow" not in item.path.parts)

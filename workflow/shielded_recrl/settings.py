@@ -8,12 +8,16 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
-class Settings(BaseModel):
-    """A section of the config: immutable, unknown keys refused, every field described."""
+class Strict(BaseModel):
+    """What is read from a file: immutable, unknown keys refused, no number but finite ones."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
     )
+
+
+class Settings(Strict):
+    """A section of the config, which also travels as flags: every field described."""
 
 
 Part = TypeVar("Part", bound=Settings)

@@ -11,22 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.settings import Settings
+from shielded_recrl.settings import Strict
 
 # Every figure is a rate, or a difference of two rates: a bound from 1 on could never be broken.
 Bound = Annotated[float, Field(strict=True, gt=0, lt=1)]
 
 
-class _Part(BaseModel):
-    """Not `Settings`, which travel as flags: the policy has no defaults and is read as a file."""
-
-    model_config = Settings.model_config
-
-
-class _Bounded(_Part):
+class _Bounded(Strict):
     min_samples: int | None = Field(
         None, strict=True, ge=1, description="Fewest samples that can show it; none: any number."
     )
@@ -64,7 +58,7 @@ class Above(_Bounded):
     above: float = Field(strict=True, gt=-1, lt=1, description="Bound.")
 
 
-class Lines(_Part):
+class Lines(Strict):
     """Every line of the policy; none may be left out."""
 
     toxicity_mean: Below = Field(description="Mean toxicity of the texts.")
@@ -78,7 +72,7 @@ class Lines(_Part):
     injection_excess: BelowOfMany = Field(description="Attack success less that of a benign twin.")
 
 
-class Policy(_Part):
+class Policy(Strict):
     """resources/policy.yaml."""
 
     variants: tuple[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$")], ...] = Field(

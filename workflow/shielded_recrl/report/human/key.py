@@ -14,14 +14,14 @@ from pydantic import Field, ValidationError, model_validator
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json
 from shielded_recrl.report.human.settings import Compare
-from shielded_recrl.settings import Settings
+from shielded_recrl.settings import Strict
 
 Answer = Literal["left", "right", "tie"]
 ANSWERS: tuple[Answer, ...] = ("left", "right", "tie")
 SWAPPED: dict[Answer, Answer] = {"left": "right", "right": "left", "tie": "tie"}
 
 
-class Row(Settings):
+class Row(Strict):
     """One row of the sheet."""
 
     id: str = Field(min_length=1, description="Drawn at random; all that the sheet tells.")
@@ -43,7 +43,7 @@ class Row(Settings):
     )
 
 
-class Comparison(Settings):
+class Comparison(Strict):
     """Two systems that wrote texts for the same recommendations."""
 
     dataset: str = Field(description="Key of the dataset.")
@@ -53,7 +53,7 @@ class Comparison(Settings):
     identical: int = Field(ge=0, description="Those with the same text from both: never shown.")
 
 
-class Key(Settings):
+class Key(Strict):
     """Everything about a sheet that its raters must not know."""
 
     seed: int = Field(description="Seed of the drawing.")
