@@ -16,7 +16,7 @@ from shielded_recrl.provenance import code_digest
 from shielded_recrl.report.settings import TableSettings
 from shielded_recrl.settings import flags, section
 from shielded_recrl.shield.settings import RoleSettings
-from shielded_recrl.study import Study
+from shielded_recrl.study import Study, page_html
 
 try:
     CONFIG = load_config(config)

@@ -39,13 +39,6 @@ PAGES = {
 }
 
 
-def html(page):
-    """Where a Markdown page lies as HTML: of a ranker's card, under its dataset's name."""
-    path = Path(page)
-    name = path.stem if path.stem != "card" else f"ranker-{path.parent.name}"
-    return f"results/report/pages/{name}.html"
-
-
 rule aggregate:
     input:
         **FINISHED,
@@ -169,10 +162,10 @@ rule pages:
     output:
         [
             report(
-                html(page),
+                page_html(page),
                 caption="../workflow/report/page.rst",
                 category=category,
-                labels={"what": Path(html(page)).stem},
+                labels={"what": Path(page_html(page)).stem},
             )
             for page, category in PAGES.items()
         ],
@@ -230,7 +223,7 @@ rule manifest:
         "results/aggregate_results.csv",
         "results/significance.csv",
         "results/success_criteria.csv",
-        map(html, PAGES),
+        map(page_html, PAGES),
         [f"{run}/release" for run in RUNS],
     output:
         "results/manifest.json",

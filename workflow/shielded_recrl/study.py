@@ -232,3 +232,14 @@ def present(*paths: str) -> list[str]:
     A missing file of the user then fails its own job with one line, and not the whole workflow.
     """
     return [path for path in paths if path.startswith(MADE) or Path(path).exists()]
+
+
+def page_html(page: str) -> str:
+    """Where a Markdown page lies as HTML: of a ranker's card, under its dataset's name.
+
+    >>> page_html("results/audit/audit.md"), page_html("results/ranker/books/card.md")
+    ('results/report/pages/audit.html', 'results/report/pages/ranker-books.html')
+    """
+    path = Path(page)
+    name = path.stem if path.stem != "card" else f"ranker-{path.parent.name}"
+    return f"results/report/pages/{name}.html"
