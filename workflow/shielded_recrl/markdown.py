@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
 # What opens markup wherever it stands. An underscore within a word opens none (CommonMark 0.31.2,
 # section 6.2), and names that are shown as code, where entities are not read, hold such.
@@ -22,10 +23,11 @@ def in_cell(text: str) -> str:
     return MARKUP.sub(_entity, " ".join(text.split()))
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> list[str]:
     """Lines of a table; cells stand as they are, see `in_cell` for text that is not one's own."""
+    header = list(header)
     ruled = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(row) + " |" for row in ruled]
+    return ["| " + " | ".join(map(str, row)) + " |" for row in ruled]
 
 
 def _entity(char: re.Match[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shielded_recrl.files import atomic
+from shielded_recrl.markdown import table
 from shielded_recrl.ranker.baselines import EASE_ITEMS
 from shielded_recrl.ranker.data import Splits
 from shielded_recrl.ranker.evaluation import CUTOFFS
@@ -253,9 +254,7 @@ def _limits(stats: dict[str, Any], splits: Splits, metrics: dict[str, Any]) -> l
 
 
 def _table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return "\n".join(table(head, rows))
 
 
 def _with_interval(value: float, interval: dict[str, float]) -> str:
