@@ -171,19 +171,21 @@ def address(library):
 
 
 def test_browsing_in_chromium(address, chromium_page, reader):  # noqa: F811
+    from playwright.sync_api import expect
+
     page = chromium_page
     page.goto(address)
     page.get_by_role("link", name="books").click()
     page.get_by_label("User, by number or by id of the source").fill(f"u{reader}")
     page.get_by_role("button", name="Open").click()
-    assert page.url == f"{address}/books/{reader}"
-    assert page.title() == f"User {reader} of books · Shielded RecRL"
+    expect(page).to_have_url(f"{address}/books/{reader}")
+    expect(page).to_have_title(f"User {reader} of books · Shielded RecRL")
     page.get_by_label("Beside it").select_option("no_proj, seed 5")
     page.get_by_label("Items").fill("2")
     page.get_by_role("button", name="Show").click()
-    assert page.locator("article").count() == 4
+    expect(page.locator("article")).to_have_count(4)
     page.get_by_text("more that it does not read").click()
-    assert page.get_by_text("<script>").first.is_visible()
+    expect(page.get_by_text("<script>").first).to_be_visible()
     # The style sheet was read: a card has its own colour.
     card, paper = (
         page.locator(name).first.evaluate("e => getComputedStyle(e).backgroundColor")

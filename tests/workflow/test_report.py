@@ -74,7 +74,9 @@ def test_every_figure_and_page_of_a_category_opens(opened, category):
             frame = opened.frame_locator("iframe")
             frame.locator("h1").wait_for()
             assert len(frame.locator("h1").inner_text()) > 3
-            widths = frame.locator("img").evaluate_all("all => all.map(one => one.naturalWidth)")
+            widths = frame.locator("img").evaluate_all(
+                "all => Promise.all(all.map(one => one.decode().then(() => one.naturalWidth)))"
+            )
             assert all(width > 100 for width in widths)
             pages += 1
     assert drawn == FIGURES.get(category, set())
