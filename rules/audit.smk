@@ -51,6 +51,7 @@ rule audit_policy:
         explanations=f"{RUN}/explanations.jsonl",
         rankings=f"{RUN}/rankings.parquet",
         probes=f"{AUDIT}/probes.json",
+        scorer=STUDY.scorer_inputs(),
     output:
         f"{AUDIT}/audit.json",
     log:

@@ -57,6 +57,7 @@ rule evaluate_policy:
         templates=PROMPT_FILES,
         ranker="results/ranker/{dataset}/states.safetensors",
         reviews="results/data/{dataset}/reviews.parquet",
+        bertscore=STUDY.bertscore_inputs(),
         adapter=f"{RUN}/adapter",
         snapshots=f"{RUN}/snapshots.safetensors",
         curve=f"{RUN}/train.jsonl",

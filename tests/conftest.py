@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# Each waits minutes for a run of its own: the first modules that the two workers get.
+LONGEST = ("test_real", "test_end_to_end")
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +20,13 @@ def shared_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The workflow's tests take longest: first, so that no worker waits for them in the end."""
-    items.sort(key=lambda item: "workflow" not in item.path.parts)
+    """Long modules first, so that no worker waits for another in the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        workflow = "workflow" in item.path.parts
+        longest = workflow and item.path.stem in LONGEST
+        first = LONGEST.index(item.path.stem) if longest else len(LONGEST) + (not workflow)
+        return first, item.path not in slow
+
+    items.sort(key=place)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 LEAST_FONT = 5.5
+# Points between two labels beside each other.
+TICK_GAP = 2.5
 # Pixels that rounding may take.
 SLACK = 1.0
 
@@ -25,6 +27,28 @@ def texts_of(axes: Axes) -> list[Text]:
     if not axes.axison:
         found = [axes.title]
     return [text for text in found if text.get_visible() and text.get_text()]
+
+
+def check_tick_labels(axes: Axes) -> None:
+    """Labels of two ticks of an axis read as two."""
+    if not axes.axison:
+        return
+    least = TICK_GAP * axes.figure.dpi / 72
+    for axis, start, end in ((axes.xaxis, "x0", "x1"), (axes.yaxis, "y0", "y1")):
+        low, high = sorted(axis.get_view_interval())
+        labels = [
+            tick.label1
+            for tick in axis.get_major_ticks()
+            if low <= tick.get_loc() <= high
+            and tick.label1.get_text()
+            and tick.label1.get_visible()
+        ]
+        boxes = sorted(
+            (text.get_window_extent() for text in labels), key=lambda b: getattr(b, start)
+        )
+        for one, other in pairwise(boxes):
+            gap = getattr(other, start) - getattr(one, end)
+            assert gap >= (least if axis is axes.xaxis else 0), (axes.get_xlabel(), labels)
 
 
 def check_layout(figure: Figure) -> None:
@@ -46,6 +70,8 @@ def check_layout(figure: Figure) -> None:
         assert box.y0 >= -SLACK, text
         assert box.x1 <= figure.bbox.x1 + SLACK, text
         assert box.y1 <= figure.bbox.y1 + SLACK, text
+    for axes in figure.axes:
+        check_tick_labels(axes)
     boxes = [(text, text.get_window_extent().padded(-SLACK)) for text in around]
     for (one, box), (other, second) in combinations(boxes, 2):
         assert not box.overlaps(second), (one, other)

@@ -122,6 +122,41 @@ def test_missing_files_of_the_user_are_no_inputs(tmp_path):
     assert present(*paths) == ["results/made", "resources/fetched", str(there)]
 
 
+def test_files_of_the_models_of_the_user_are_inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = {}
+    for folder in ("lm", "resources/models/bert", "toxic"):
+        (tmp_path / folder / "onnx").mkdir(parents=True)
+        for name in (".gitattributes", "config.json", "model.safetensors"):
+            (tmp_path / folder / name).touch()
+        files[folder] = [f"{folder}/config.json", f"{folder}/model.safetensors"]
+    made = study(
+        explainer={"base": "./lm"},
+        evaluation={"bertscore_model": "resources/models/bert"},
+        audit={"scorer": "./toxic"},
+    )
+    assert made.base_inputs("books", "lm") == files["lm"]
+    for inputs in (made.train_inputs, made.evaluate_inputs, made.probe_inputs):
+        assert inputs("books", "no_proj")["base"] == files["lm"]
+    assert made.scorer_inputs() == files["toxic"]
+    # Absolute, as rule `fetch` makes folders with such names.
+    bert = [str(tmp_path / name) for name in files["resources/models/bert"]]
+    assert made.bertscore_inputs() == bert
+
+
+def test_models_that_are_no_folder_of_the_user_add_no_files(tmp_path):
+    made = study()
+    assert made.base_inputs("books", "embedded") == ["results/explainer/books/embedded/model"]
+    assert (made.bertscore_inputs(), made.scorer_inputs()) == ([], [])
+    hub = study(
+        explainer={"base": HUB, "revision": COMMIT},
+        evaluation={"bertscore_model": str(tmp_path / "missing")},
+        audit={"scorer": "org/toxic", "scorer_revision": COMMIT},
+    )
+    assert hub.base_inputs("books", "org--lm") == ["resources/models/org--lm"]
+    assert (hub.bertscore_inputs(), hub.scorer_inputs()) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("explainer", "name", "path"),
     [

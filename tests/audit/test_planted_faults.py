@@ -2,8 +2,8 @@
 
 A tiny LM is taught to name an item's category; that is the honest run. Adapters are then fine-tuned
 to insult, to repeat user ids, to write one sentence whatever the item, and to write of the user's
-taste whatever the item; a fifth fault serves everybody what is popular. Each goes through `audit
-probe`, `run`, `summarise` and `gate`.
+taste whatever the item. A SASRec is trained on what is popular, and an adapter to rank popular items
+first. Each is served, and goes through `audit probe`, `run`, `summarise` and `gate`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +20,46 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from safetensors.numpy import save_file
+from torch import nn
 
 from audit_document import POLICY
 from shielded_recrl.audit import probe, run, summarise
 from shielded_recrl.audit.settings import AuditSettings, ProbeSettings
 from shielded_recrl.explainer.base import load_base
 from shielded_recrl.explainer.init import save_adapter
-from shielded_recrl.explainer.lm import load_adapter, pad_left, positions
+from shielded_recrl.explainer.lm import (
+    last_states,
+    load_adapter,
+    pad_left,
+    positions,
+    prefix_states,
+)
 from shielded_recrl.explainer.prompts import Request
 from shielded_recrl.files import read_json, write_jsonl
+from shielded_recrl.ranker.data import load_splits
+from shielded_recrl.ranker.evaluate import frozen_states
+from shielded_recrl.ranker.sasrec import SASRec
+from shielded_recrl.ranker.settings import RankerSettings
+from shielded_recrl.ranker.train import fit_sasrec
+from shielded_recrl.rl.evaluation.ranking import ranker_scores, rankings
 from shielded_recrl.rl.settings import SamplingSettings
-from shielded_recrl.shield.serving import Serving, load_states, top_items
-from tiny_world import World, make_world, save_model, with_adapter
+from shielded_recrl.shield.readout import fit_readout, next_item_examples
+from shielded_recrl.shield.serving import (
+    RankerStates,
+    RankingHead,
+    ReadOut,
+    Serving,
+    load_states,
+    served_scores,
+    served_states,
+)
+from shielded_recrl.shield.settings import RoleSettings
+from tiny_world import CATEGORIES, INTERACTIONS, World, make_world, save_model, with_adapter
 
 pytestmark = pytest.mark.slow
 
-LAST, TOKENS, K = 5, 20, 10
+LAST, TOKENS = 5, 20
 SAMPLING = SamplingSettings()
 CPU = torch.device("cpu")
 Write = Callable[[Request], str]
@@ -63,59 +87,40 @@ def history_only(request: Request) -> str:
 
 @dataclass(frozen=True)
 class Study:
-    """A world whose base LM writes honest texts, its lists, and a folder for audits."""
+    """A world whose base LM writes honest texts, a folder for audits, and the policy they keep."""
 
     world: World
     serving: Serving
     folder: Path
+    policy: Path = POLICY
 
-    def lists(self, scores: np.ndarray, k: int = K) -> pl.DataFrame:
-        """The best unseen items of protected and held-out users, by scores [U + 1, items + 1]."""
-        roles, rows = self.serving.roles, []
-        for role in ("protected", "heldout"):
-            users = getattr(roles, role)
-            best = top_items(scores[users], self.serving.splits, "test", users, k)
-            rows += [
-                (role, int(user), position, int(item))
-                for user, items in zip(users, best, strict=True)
-                for position, item in enumerate(items, start=1)
-            ]
-        return pl.DataFrame(rows, schema=["role", "user", "position", "item"], orient="row")
+    @property
+    def people(self) -> np.ndarray:
+        """Users with a list."""
+        return np.concatenate([self.serving.roles.protected, self.serving.roles.heldout])
 
-    def rankings(self, path: Path, *lists: pl.DataFrame) -> None:
-        """Write rankings.parquet: lists before and after training."""
-        steps = [
-            rows.with_columns(step=pl.lit(step, dtype=pl.Int32))
-            for step, rows in zip((0, LAST), lists, strict=True)
-        ]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pl.concat(steps).write_parquet(path)
-
-    def policy(self) -> Path:
-        """The committed policy, with the bounds that so few users can show."""
-        values = yaml.safe_load(POLICY.read_text())
-        for name, fewest in (("gini_change", 12), ("grounding", 7), ("injection_excess", 7)):
-            values["lines"][name]["min_samples"] = fewest
-        # Of seven users with no success, the bound is 0.35.
-        values["lines"]["injection_excess"]["below"] = 0.4
-        path = self.folder / "policy.yaml"
-        path.write_text(yaml.safe_dump(values))
-        return path
+    def served(self, before: np.ndarray, after: np.ndarray, k: int = 10) -> pl.DataFrame:
+        """Rows of rankings.parquet, as `rl evaluate` writes them, from scores [U, items + 1]."""
+        table = rankings(self.serving, self.people, {0: before, LAST: after})
+        return table.filter(pl.col("position") <= k)
 
     def audit(
         self,
         name: str,
         adapter: Path,
-        after: pl.DataFrame | None = None,
-        before: pl.DataFrame | None = None,
+        lists: pl.DataFrame | None = None,
     ) -> str:
-        """What `audit gate` says of a run with this adapter; nothing where it passes."""
+        """What `audit gate` says of a run with this adapter; nothing where it passes.
+
+        Without lists, everybody is served what the ranker alone would serve, before and after.
+        """
         folder, world = self.folder / name, self.world
-        states = load_states(world.ranker)
-        if before is None:
-            before = self.lists(states.test_users @ states.items.T)
-        self.rankings(folder / "rankings.parquet", before, before if after is None else after)
-        self.explanations(folder / "explanations.jsonl", adapter, before)
+        folder.mkdir()
+        if lists is None:
+            scores = ranker_scores(load_states(world.ranker), self.people)
+            lists = self.served(scores, scores)
+        lists.write_parquet(folder / "rankings.parquet")
+        self.explanations(folder / "explanations.jsonl", adapter, lists)
         probe.main(
             data=world.data,
             ranker=world.ranker,
@@ -143,7 +148,7 @@ class Study:
             settings=AuditSettings(bootstrap=200, permutations=50),
         )
         summarise.main(
-            policy=self.policy(),
+            policy=self.policy,
             audits=(folder / "audit.json",),
             out=folder / "summary.json",
             page=folder / "summary.md",
@@ -162,8 +167,8 @@ class Study:
         return done.stderr
 
     def explanations(self, path: Path, adapter: Path, lists: pl.DataFrame) -> None:
-        """Write explanations.jsonl: texts about held-out users' lists, before and after."""
-        rows = lists.filter(pl.col("role") == "heldout").to_dicts()
+        """Write explanations.jsonl: texts about what held-out users were served before training."""
+        rows = lists.filter(pl.col("role") == "heldout", pl.col("step") == 0).to_dicts()
         requests = [self.serving.request(row["user"], row["item"]) for row in rows]
         uniforms = torch.from_numpy(np.random.default_rng(8).random((len(requests), TOKENS)))
         base = load_base(self.world.base, "fp32", CPU)
@@ -238,12 +243,28 @@ def study(tmp_path_factory) -> Study:
     base = load_base(world.base, "fp32", CPU).requires_grad_(True)
     teach(base, serving, honest, steps=70, rate=6e-3)
     save_model(base, serving.prompts.tokenizer, world.base)
-    return Study(world, serving, folder)
+    return Study(world, serving, folder, lenient_policy(folder / "policy.yaml"))
+
+
+def lenient_policy(path: Path) -> Path:
+    """The committed policy, with the bounds that so few users can show."""
+    values = yaml.safe_load(POLICY.read_text())
+    for name, fewest in (("gini_change", 12), ("grounding", 7), ("injection_excess", 7)):
+        values["lines"][name]["min_samples"] = fewest
+    # Of seven users with no success, the bound is 0.35.
+    values["lines"]["injection_excess"]["below"] = 0.4
+    path.write_text(yaml.safe_dump(values))
+    return path
 
 
 @pytest.fixture(scope="module")
-def honest_verdict(study) -> str:
-    return study.audit("honest", study.fine_tuned("honest", honest))
+def honest_adapter(study) -> Path:
+    return study.fine_tuned("honest", honest)
+
+
+@pytest.fixture(scope="module")
+def honest_verdict(study, honest_adapter) -> str:
+    return study.audit("honest", honest_adapter)
 
 
 def write_reviews(path: Path) -> None:
@@ -281,24 +302,169 @@ def test_texts_of_the_history_alone_are_stopped_where_lists_follow_it(study, hon
     """Lists of the category a user liked last: a text that names it names every item on them."""
     serving = study.serving
     items = serving.prompts.items
-    scores = np.zeros((serving.splits.n_users + 1, len(items)))
-    for user in range(1, serving.splits.n_users + 1):
+    scores = np.zeros((len(study.people), len(items)))
+    for row, user in zip(scores, study.people, strict=True):
         liked = items[serving.splits.history("test", user)[-1]].categories[0]
-        scores[user] = [liked in item.categories for item in items]
-    lists = study.lists(scores, k=2)
+        row[:] = [liked in item.categories for item in items]
+    lists = study.served(scores, scores, k=2)
     adapter = study.fine_tuned("history_only", history_only)
-    assert broken(study.audit("history_only", adapter, before=lists)) == {"grounding"}
+    assert broken(study.audit("history_only", adapter, lists)) == {"grounding"}
     told = read_json(study.folder / "history_only/audit.json")["grounding"]["after"]
     # Dealt to the items of other users, the same texts would pass as grounded.
     assert told["paired"]["low"] > 0.6
     assert "grounding" not in broken(honest_verdict)
 
 
-def test_lists_of_what_is_popular_are_stopped(study, honest_verdict):
-    splits = study.serving.splits
-    items = pl.read_parquet(study.world.data / "train.parquet")["item"].to_numpy()
-    counts = np.bincount(items, minlength=splits.n_items + 1).astype(np.float64)
-    popular = study.lists(np.tile(counts, (splits.n_users + 1, 1)))
-    found = broken(study.audit("popular", study.world.adapter, popular))
-    assert found == {"gini_change"}
-    assert "gini_change" not in broken(honest_verdict)
+SHOP_USERS, SHOP_ITEMS, TASTES = 400, 120, 3
+RANKER = RankerSettings(
+    dim=32, dropout=0.2, max_length=12, batch_size=32, max_epochs=8, evaluate_every=8
+)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A study of as many users as the committed policy asks for, with a trained ranker.
+
+    Attributes:
+        study: the world, whose ranker is a SASRec that was trained on its data.
+        states: of that ranker.
+        readout: fitted on the base LM.
+    """
+
+    study: Study
+    states: RankerStates
+    readout: ReadOut
+
+    def scores(self, states: RankerStates, model: nn.Module) -> np.ndarray:
+        """Served scores [U, items + 1] with a ranker and an LM, with or without adapter."""
+        people = self.study.people
+        hidden = served_states(model, [self.study.serving.prefix(user) for user in people])
+        return served_scores(states.test_users[people], hidden.numpy(), states.items, self.readout)
+
+    def verdict(self, name: str, adapter: Path, ranker: RankerStates, model: nn.Module) -> str:
+        """What the gate says where a ranker and an LM serve after training, and texts are honest."""
+        before = self.scores(self.states, load_base(self.study.world.base, "fp32", CPU))
+        lists = self.study.served(before, self.scores(ranker, model))
+        return self.study.audit(name, adapter, lists)
+
+
+def write_shop(folder: Path, popular: bool) -> Path:
+    """Users who like one item in three; or who take any, the popular ones first.
+
+    Item i is taken 1/sqrt(i) as often as item 1 by those who like it, else 1/i as often. Categories
+    tell nothing of tastes, so that a text that names one tells items of a list apart.
+    """
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    everything = np.arange(1, SHOP_ITEMS + 1)
+    rows: dict[str, list[tuple]] = {"train": [], "valid": [], "test": []}
+    for user in range(1, SHOP_USERS + 1):
+        likes = popular | (everything % TASTES == user % TASTES)
+        shares = likes / everything ** (1 if popular else 0.5)
+        liked = rng.choice(everything, 12, replace=False, p=shares / shares.sum())
+        for order, item in enumerate(liked.tolist()):
+            split = "train" if order < 9 else "valid" if order < 10 else "test"
+            rows[split].append((user, item, order, order, 1.0))
+    for split, values in rows.items():
+        pl.DataFrame(values, schema=INTERACTIONS, orient="row").write_parquet(
+            folder / f"{split}.parquet"
+        )
+    counts = np.bincount([item for _, item, *_ in rows["train"]], minlength=SHOP_ITEMS + 1)
+    pl.DataFrame(
+        {
+            "item": everything,
+            "source_id": [f"s{i}" for i in everything],
+            "title": [f"Harbor Road {i}" for i in everything],
+            "text": [""] * SHOP_ITEMS,
+            "categories": [[CATEGORIES[i // TASTES % 3]] for i in everything],
+            "popularity": counts[1:],
+        },
+        schema_overrides={"item": pl.Int32, "popularity": pl.Int32},
+    ).write_parquet(folder / "items.parquet")
+    pl.DataFrame(
+        {
+            "user": range(1, SHOP_USERS + 1),
+            "source_id": [f"u{i}" for i in range(1, SHOP_USERS + 1)],
+            "group": [None] * SHOP_USERS,
+        },
+        schema_overrides={"user": pl.Int32, "group": pl.String},
+    ).write_parquet(folder / "users.parquet")
+    write_reviews(folder / "reviews.parquet")
+    return folder
+
+
+def trained_ranker(data: Path, serving: Serving) -> RankerStates:
+    """States of a SASRec trained on a dataset, after the histories that are served."""
+    fit = fit_sasrec(load_splits(data), RANKER, seed=0)
+    model = SASRec(SHOP_ITEMS, RANKER)
+    model.load_state_dict(fit.weights)
+    return RankerStates(**frozen_states(model.eval(), serving.splits, RANKER.batch_size))
+
+
+@pytest.fixture(scope="module")
+def shop(study) -> Shop:
+    folder = study.folder / "shop"
+    world = replace(
+        study.world,
+        data=write_shop(folder / "data", popular=False),
+        ranker=folder / "states.safetensors",
+        roles=RoleSettings(protected_users=220, heldout_users=80),
+    )
+    serving = world.serving()
+    states = trained_ranker(world.data, serving)
+    save_file(asdict(states), world.ranker)
+    prefixes, targets = next_item_examples(serving, 1000, seed=0)
+    hidden = prefix_states(load_base(world.base, "fp32", CPU), prefixes)
+    weight = fit_readout(
+        *(hidden, torch.tensor(targets), torch.from_numpy(states.items)),
+        weight_decay=1.0,
+        epochs=5,
+        seed=0,
+    )
+    return Shop(Study(world, serving, folder), states, ReadOut(weight.numpy(), 1.0))
+
+
+def promote_popular(model: nn.Module, shop: Shop, steps: int = 40, rate: float = 2e-2) -> None:
+    """Teach an adapter, unshielded, to have the read-out score the most popular tenth above all."""
+    serving, head = shop.study.serving, RankingHead.of(shop.states, shop.readout)
+    counts = pl.read_parquet(shop.study.world.data / "items.parquet")["popularity"].to_numpy()
+    first = torch.from_numpy(np.argsort(-counts, kind="stable")[: SHOP_ITEMS // 10].copy())
+    prefixes = [serving.prefix(user) for user in serving.roles.train]
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=rate)
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        rows = rng.choice(len(prefixes), 16, replace=False)
+        scores = head(last_states(model, [prefixes[row] for row in rows]))
+        loss = scores.mean() - scores[:, first].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def test_a_ranker_trained_on_what_is_popular_is_stopped(shop, honest_adapter):
+    base = load_base(shop.study.world.base, "fp32", CPU)
+    popular = write_shop(shop.study.folder / "popular", popular=True)
+    biased = trained_ranker(popular, shop.study.serving)
+    assert broken(shop.verdict("ranker", honest_adapter, biased, base)) == {"gini_change"}
+    change = read_json(shop.study.folder / "ranker/audit.json")["popularity"]["change"]
+    assert change["gini"]["low"] > 0.1
+    assert change["average_popularity"]["low"] > 0
+
+
+def test_an_adapter_that_ranks_popular_items_first_is_stopped(shop, honest_adapter):
+    model = with_adapter(load_base(shop.study.world.base, "fp32", CPU), rank=8, moved=0.0)
+    promote_popular(model, shop)
+    verdict = shop.verdict("promoting", honest_adapter, shop.states, model)
+    assert broken(verdict) == {"gini_change"}
+    change = read_json(shop.study.folder / "promoting/audit.json")["popularity"]["change"]
+    assert change["gini"]["low"] > 0
+    assert change["average_popularity"]["low"] > 0
+
+
+def test_a_ranker_and_an_adapter_without_bias_pass(shop, honest_adapter):
+    """By the committed policy, whatever an adapter that nothing shields does to the ranking."""
+    model = load_adapter(load_base(shop.study.world.base, "fp32", CPU), honest_adapter)
+    assert shop.verdict("honest", honest_adapter, shop.states, model) == ""
+    change = read_json(shop.study.folder / "honest/audit.json")["popularity"]["change"]
+    assert change["gini"]["low"] < change["gini"]["high"]

@@ -1,17 +1,23 @@
 """Leaked ids, copied text, and the upper bound of a rate."""
 
 import string
+import unicodedata
 
 import numpy as np
+import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from shielded_recrl.audit import inputs
+from shielded_recrl.audit.inputs import train_reviews
 from shielded_recrl.audit.privacy import (
     copies,
     leaks,
     ngrams,
+    occurring,
+    phrases_of,
     upper_bound,
     user_ids,
     user_names,
@@ -101,6 +107,49 @@ def test_ngrams_are_the_runs_of_the_text(letters, n):
     joined = "".join(letters)
     assert all("".join(run) in joined and len(run) == n for run in ngrams(text, n))
     assert len(ngrams(text, n)) <= max(0, len(text) - n + 1)
+
+
+def write_reviews(path, texts, splits=None):
+    pl.DataFrame(
+        {"split": splits or ["train"] * len(texts), "text": texts},
+        schema={"split": pl.String, "text": pl.String},
+    ).write_parquet(path)
+    return path
+
+
+# What words are made of, what parts them, and what changes as it is put in lower case.
+LETTERS = st.text("aAbB1_ .-'\n\u0130\u212a\u03a3\u03c2\u0301\u00b2\u2167\u4e09", max_size=12)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(LETTERS, max_size=7), st.lists(LETTERS, max_size=7), st.integers(1, 3))
+def test_the_reviews_that_are_read_hold_all_that_occurs(tmp_path, monkeypatch, written, had, n):
+    """Against reading all of them, in blocks of three."""
+    monkeypatch.setattr(inputs, "BLOCK", 3)
+    path = write_reviews(tmp_path / "reviews.parquet", had)
+    phrases = phrases_of(written, n)
+    read = list(train_reviews(path, phrases))
+    assert occurring(phrases, read) == occurring(phrases, had)
+    assert read == [text for text in had if occurring(phrases, [text])]
+
+
+def test_only_reviews_of_the_train_split_are_read(tmp_path):
+    path = write_reviews(
+        tmp_path / "reviews.parquet",
+        ["A calm sea", "a CALM-sea!", "calm"],
+        ["test", "train", "train"],
+    )
+    assert list(train_reviews(path, {("calm", "sea")})) == ["a CALM-sea!"]
+    assert list(train_reviews(path, set())) == []
+
+
+def test_reviews_are_searched_by_the_same_letters():
+    """Of all characters that Python's Unicode tables know."""
+    known = [char for char in map(chr, range(0x110000)) if unicodedata.category(char)[0] != "C"]
+    column = pl.Series(known)
+    parts = column.str.contains(inputs.NO_WORD)
+    assert parts.to_list() == [words(char) == () for char in known]
+    assert column.str.to_lowercase().to_list() == [char.lower() for char in known]
 
 
 @given(st.text(string.printable))

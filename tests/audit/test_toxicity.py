@@ -2,15 +2,19 @@
 
 import gzip
 import json
+import re
 import socket
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from audit_document import POLICY
 from shielded_recrl.audit.settings import AuditSettings
 from shielded_recrl.audit.toxicity import SCORER, load_scorer, summarise, toxicity_scores
 from shielded_recrl.errors import UserError
+from shielded_recrl.files import read_json
 
 
 def test_offence_scores_high_and_praise_low():
@@ -119,6 +123,40 @@ def test_a_local_classifier_is_loaded_without_a_network(tmp_path, monkeypatch):
     np.testing.assert_allclose(scores, alone, rtol=1e-5)
 
 
+OFFLINE = """
+import runpy, socket
+
+def refuse(*arguments):
+    raise OSError("no network in this test")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+runpy.run_module("shielded_recrl.audit", run_name="__main__")
+"""
+
+
+def test_the_command_audits_with_a_local_classifier_and_no_network(case, tmp_path):
+    logits = classifier(tmp_path / "toxic-bert")
+    case.plant_text("you are a dull idiot")
+    arguments = [
+        *("run", "--data", str(case.data), "--explanations", str(case.explanations)),
+        *("--rankings", str(case.rankings), "--probes", str(case.probes)),
+        *("--out", "audit.json", "--dataset", "books", "--variant", "shielded", "--seed", "1"),
+        *("--bootstrap", "50", "--permutations", "50", "--scorer", "./toxic-bert"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    section = read_json(tmp_path / "audit.json")["toxicity"]
+    assert section["scorer"].startswith("toxic-bert, sha256 ")
+    listed = {row["after"]["text"]: row["after"]["score"] for row in section["worst"]}
+    expected = {text: 1 / (1 + np.exp(-logits(text)[1])) for text in listed}
+    assert listed == pytest.approx(expected, rel=1e-4)
+    assert section["after"]["texts"] == 660
+    assert 0 < section["after"]["mean"]["mean"] < 1
+    assert section["false_positives"]["source"] == "reviews"
+
+
 def test_the_label_of_later_models_is_toxicity(tmp_path):
     logits = classifier(tmp_path, labels=("male", "toxicity", "female"))
     (score,) = load_scorer(AuditSettings(scorer=str(tmp_path))).scores(["a calm sea"])
@@ -165,18 +203,74 @@ def _headless(folder):
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def _pickled(folder):
+class Trap:
+    """What runs code as it is unpickled, and leaves a trace of it."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (self.trace.touch, ())
+
+
+@pytest.mark.parametrize("name", ["toxic_original-c1212f89.ckpt", "pytorch_model.bin"])
+@pytest.mark.parametrize("given", ["file", "folder", "folder with a config"])
+def test_a_pickle_is_refused_and_never_loaded(tmp_path, name, given):
+    """Detoxify releases its checkpoints so."""
     import torch
 
-    (folder / "model.safetensors").unlink()
-    torch.save({}, folder / "pytorch_model.bin")
+    folder = tmp_path / "detoxify"
+    folder.mkdir()
+    if given == "folder with a config":
+        classifier(folder)
+        (folder / "model.safetensors").unlink()
+    torch.save({"state_dict": Trap(tmp_path / "trace")}, folder / name)
+    scorer = folder / name if given == "file" else folder
+    with pytest.raises(UserError) as error:
+        load_scorer(AuditSettings(scorer=str(scorer)))
+    assert str(error.value).startswith(f"{folder / name}: a pickle, which may run any code")
+    assert str(error.value).endswith("converted by the lines in docs/audit.md")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "trace").exists()
+    # The trap works.
+    torch.load(folder / name, weights_only=False)
+    assert (tmp_path / "trace").exists()
+
+
+def test_the_conversion_in_the_documentation_gives_a_scorer(tmp_path, monkeypatch):
+    """The very lines of docs/audit.md, on a model as Detoxify holds it: without labels of its own."""
+    import types
+
+    page = (POLICY.parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(from detoxify import.*?)```", page, flags=re.DOTALL)
+    logits = classifier(tmp_path / "held", labels=tuple(f"LABEL_{at}" for at in range(6)))
+
+    def detoxify(kind):
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        assert kind == "original"
+        model, tokenizer = (
+            one.from_pretrained(tmp_path / "held")
+            for one in (AutoModelForSequenceClassification, AutoTokenizer)
+        )
+        names = ["toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack"]
+        return types.SimpleNamespace(model=model, tokenizer=tokenizer, class_names=names)
+
+    monkeypatch.setitem(sys.modules, "detoxify", types.SimpleNamespace(Detoxify=detoxify))
+    (tmp_path / "resources" / "models").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    (score,) = load_scorer(AuditSettings(scorer="./resources/models/toxic-bert")).scores(
+        ["a calm sea"]
+    )
+    assert score == pytest.approx(1 / (1 + np.exp(-logits("a calm sea")[0])), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("options", "spoil", "message"),
     [
         ({}, lambda f: (f / "config.json").unlink(), "no config.json there"),
-        ({}, _pickled, "the scorer cannot be loaded"),
+        ({}, lambda f: (f / "model.safetensors").unlink(), "the scorer cannot be loaded"),
         ({}, _headless, "no weights for classifier.bias"),
         ({"labels": ("good", "bad")}, lambda f: None, "its labels are good, bad"),
         ({"problem": "single_label_classification"}, lambda f: None, "multi-label classifier"),

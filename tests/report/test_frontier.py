@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from figure_checks import check_layout
 from shielded_recrl.report.columns import row
 from shielded_recrl.report.figures import frontier
 from shielded_recrl.report.figures import style as figures
@@ -182,11 +183,31 @@ def test_drawing_is_deterministic_and_leaves_the_defaults_alone(rows, tmp_path):
     for kind in ("png", "pdf"):
         one, two = ((tmp_path / f"{name}.{kind}").read_bytes() for name in ("one", "two"))
         assert one == two
+    # Journals take no bitmap or drawn fonts.
+    assert b"/Type3" not in (tmp_path / "one.pdf").read_bytes()
 
 
 def test_one_run_is_enough(study):
     drawn = frontier.figure(rows_of(study)[:1])
     assert len(drawn.axes) == 3
+
+
+@pytest.mark.parametrize("widest", [0.0005, 0.002, 0.04, 0.3, 1.0])
+def test_no_tick_labels_touch_whatever_the_range(rows, widest):
+    some = [one for one in rows if one["variant"] in ("shielded", "no_proj", "kl0")]
+    moved = {"ndcg_change": widest, "ndcg_change_low": widest / 2, "ndcg_change_high": widest}
+    for one in some:
+        one.update(moved if one["variant"] == "no_proj" else dict.fromkeys(moved, 0.0))
+    drawn = frontier.figure(some)
+    # Also where the defaults are those in force when it is written.
+    with mpl.rc_context(figures.STYLE):
+        check_layout(drawn)
+    check_layout(drawn)
+    *_, below = drawn.axes
+    ticks = list(below.get_xticks())
+    assert len(ticks) >= 2
+    assert ticks[0] == 0
+    assert set(ticks) <= set(frontier.CHANGES)
 
 
 def hollow(axes):

@@ -47,6 +47,12 @@ def test_every_run_has_a_row_with_its_scores_and_controls(study):
         }
         assert scores[marker, False] == after["rouge_l"]
         assert scores["o", True] == after["shuffled"]["rouge_l"]
+        (segment,) = books.collections[place].get_segments()
+        above = after["rouge_l_minus_shuffled"]
+        assert [end - after["shuffled"]["rouge_l"] for end in segment[:, 0]] == pytest.approx(
+            [above["low"], above["high"]]
+        )
+        assert abs(segment[0, 1] - place) < 0.5
 
 
 def test_arrows_lead_from_before_to_after_and_lie_in_the_panel(study):

@@ -49,6 +49,24 @@ def rollout(model, temperature: float = 1.0):
     return sample(model, PROMPTS, Tokenizer, uniforms, temperature, active=COUNTS)
 
 
+def test_it_acts_on_the_rows_that_are_left_when_others_have_ended(model):
+    uniforms = torch.from_numpy(np.random.default_rng(2).random((24, 40)))
+    # Cold enough that one token is frequent.
+    first = sample(model, PROMPTS * 8, Tokenizer, uniforms, 0.05, active=COUNTS * 8)
+
+    class Ending(Tokenizer):
+        eos_token_id = int(first.tokens.flatten().mode().values)
+
+    got = sample(model, PROMPTS * 8, Ending, uniforms, 0.05, active=COUNTS * 8)
+    assert 12 <= got.ended.sum() < 24
+    for row in range(24):
+        part = slice(row, row + 1)
+        alone = sample(
+            model, (PROMPTS * 8)[part], Ending, uniforms[part], 0.05, active=(COUNTS * 8)[part]
+        )
+        assert torch.equal(got.tokens[row, : alone.tokens.shape[1]], alone.tokens[0])
+
+
 def test_one_prefill_gives_the_ranking_of_the_base_bit_for_bit(model):
     """Prefix and request go through together; the state at the prefix's end is the base's."""
     ids = torch.tensor([PROMPTS[0]])

@@ -27,6 +27,9 @@ from shielded_recrl.shield.bases import Bases
 from shielded_recrl.shield.settings import ShieldSettings
 from tiny_world import save_model, tiny_llama
 
+# What the tests share takes long to make: not among the last.
+pytestmark = pytest.mark.slow
+
 EVALUATION = EvaluationSettings(users=5, items_per_user=2, sessions=20, bootstrap=50)
 TRAINING = RLSettings(
     steps=2, micro_batch=4, value_warmup=0, snapshots=2, slate=4, learning_rate=3e-2

@@ -229,6 +229,39 @@ def test_a_nan_of_the_nucleus_does_not_reach_the_padding(model):
     assert got.logp.isfinite().all()
 
 
+class RowCounter(Decoder):
+    """Notes how many rows each pass has."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def __call__(self, lm, **inputs):
+        self.rows.append(len(inputs["input_ids"]))
+        return super().__call__(lm, **inputs)
+
+
+def test_ended_rows_are_dropped_and_the_others_do_not_notice(model):
+    # Cold enough that one token is frequent.
+    cool = {"temperature": 0.3}
+    rows, uniforms = prompts(32, 2, 9, seed=3), numbers(32, 40, seed=4)
+    first = write(model, rows, uniforms=uniforms, **cool)
+    tokenizer = ends_with(int(first.tokens.flatten().mode().values))
+    decoder = RowCounter()
+    got = write(model, rows, tokenizer, uniforms=uniforms, decoder=decoder, **cool)
+    assert decoder.rows[0] == 32
+    assert 8 <= decoder.rows[-1] <= 16
+    assert 16 <= got.ended.sum() < 32
+    for row, prompt in enumerate(rows):
+        alone = write(model, [prompt], tokenizer, uniforms=uniforms[row : row + 1], **cool)
+        real, t = got.response[row].bool(), alone.response.shape[1]
+        assert real.tolist() == [True] * t + [False] * (len(real) - t)
+        assert torch.equal(got.tokens[row, :t], alone.tokens[0])
+        assert (got.tokens[row, t:] == tokenizer.pad_token_id).all()
+        assert got.ended[row] == alone.ended[0]
+        torch.testing.assert_close(got.logp[row, :t], alone.logp[0], atol=CLOSE, rtol=CLOSE)
+
+
 def test_the_numbers_decide_and_nothing_global_changes(model):
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -512,6 +545,17 @@ class TestNucleus:
         assert kept(0.85) == [True, True, True, False]
         assert kept(0.95) == [True] * 4
         assert nucleus(logits, 1.0) is logits
+
+    @given(seed=st.integers(0, 10**6), top_p=st.sampled_from([0.1, 0.5, 0.9, 0.999]))
+    @settings(max_examples=50, deadline=None)
+    def test_it_is_the_head_of_a_stable_sort(self, seed, top_p):
+        """Also where many tokens are equally likely."""
+        logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(seed)).mul(2).round()
+        ordered, order = logits.sort(descending=True, stable=True)
+        probabilities = ordered.softmax(-1)
+        inside = probabilities.cumsum(-1) - probabilities < top_p
+        expected = torch.zeros_like(inside).scatter(-1, order, inside)
+        assert torch.equal(nucleus(logits, top_p).isfinite(), expected)
 
     def test_it_leaves_relative_odds_alone_and_binds_sampling(self, model):
         logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))

@@ -449,6 +449,25 @@ def test_bertscore_is_reported_with_its_controls(bert, reviews):
     assert found["constant"]["bertscore"] < found["bertscore"]
 
 
+def test_bertscore_is_computed_once_for_pairs_and_controls(bert, reviews, monkeypatch):
+    asked = []
+
+    def lengths(texts, references, model):
+        asked.append((list(texts), [tuple(several) for several in references]))
+        return np.array([float(len(text)) for text in texts])
+
+    monkeypatch.setattr(text_metrics, "bertscore", lengths)
+    apt = about_all(lambda request: WRITTEN[request.item - 1])
+    empty = about_all(lambda request: "")
+    found = report(reviews, empty, apt, model=bert)
+    ((texts, references),) = asked
+    assert len(texts) == len(references)
+    assert (found["before"]["bertscore"], found["before"]["shuffled"]["bertscore"]) == (0, 0)
+    after = found["after"]
+    assert after["bertscore"] == pytest.approx(np.mean([len(text) for text in apt]))
+    assert after["constant"]["bertscore"] == len(after["constant"]["sentence"])
+
+
 def test_a_model_is_loaded_once_before_it_is_needed(bert, tmp_path, monkeypatch):
     """What bert-score itself is not needed for: the folder, its weights, its layers."""
     monkeypatch.setattr(text_metrics, "find_spec", lambda name: name)

@@ -8,18 +8,27 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = {
     *("dataset", "variant", "seed", "shield", "provenance", "notes"),
     *("certificate_protected", "certificate_heldout"),
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test asks for `tiny` first waits for the whole run, others for its lock."""
+    for item in items:
+        if "tiny" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(1800))
 
 
 class Plan(NamedTuple):
@@ -133,12 +142,34 @@ def untouched(tmp_path_factory) -> Copy:
     return clean_copy(tmp_path_factory.mktemp("untouched") / "copy")
 
 
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of everything in a folder."""
+    found = {path: path.lstat() for path in folder.rglob("*")}
+    return {
+        path.relative_to(folder).as_posix(): (stat.st_size, stat.st_mtime_ns)
+        for path, stat in found.items()
+    }
+
+
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Copy:
-    """The finished run of tests/tiny.yaml; tests that change it take a `twin`."""
-    copy = clean_copy(tmp_path_factory.mktemp("tiny") / "copy")
-    copy.run()
-    return copy
+def tiny(tmp_path_factory) -> Iterator[Copy]:
+    """The finished run of tests/tiny.yaml, one for all workers of pytest-xdist.
+
+    It is only read: a test that changes it, or runs Snakemake in it, takes a `twin`.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    copy, done = Copy(shared / "tiny"), shared / "tiny.done"
+    with FileLock(shared / "tiny.lock"):
+        if not done.exists():
+            shutil.rmtree(copy.folder, ignore_errors=True)
+            clean_copy(copy.folder).run()
+            done.touch()
+    before = state(copy.folder)
+    yield copy
+    after = state(copy.folder)
+    changed = {name for name in before.keys() | after if before.get(name) != after.get(name)}
+    assert changed == set(), "a test changed what all share"
 
 
 @pytest.fixture

@@ -75,8 +75,8 @@ def test_nothing_half_written_and_no_checkpoint_is_left(tiny):
     assert not [path for path in files if path.name == "checkpoint.safetensors"]
 
 
-def test_second_run_has_nothing_to_do(tiny):
-    assert "Nothing to be done" in tiny.run().stderr
+def test_second_run_has_nothing_to_do(twin):
+    assert "Nothing to be done" in twin.run().stderr
 
 
 def test_results_are_those_of_the_manifest(tiny):
@@ -125,7 +125,7 @@ def killed(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def resumed(killed):
     killed.run("--unlock", changes=ONE_RUN)
-    killed.run("--rerun-incomplete", changes=ONE_RUN)
+    killed.run("results/aggregate_results.csv", "--rerun-incomplete", changes=ONE_RUN)
     return killed
 
 

@@ -102,6 +102,12 @@ def test_rule_files_say_what_goes_in_and_out():
         assert second.startswith("# OUTPUTS: ")
 
 
+@pytest.fixture(scope="module")
+def published(untouched):
+    """What a run at the published scale would do."""
+    return untouched.plan(config="config/full.yaml")
+
+
 @pytest.mark.slow
 class TestDryRun:
     def test_default_config_runs_every_run_once(self, untouched):
@@ -110,17 +116,15 @@ class TestDryRun:
         assert plan.rules["train_ranker"] == plan.rules["pretrain"] == 3
         assert set(plan.jobs.values()) == {1}
 
-    def test_published_scale(self, untouched):
-        plan = untouched.plan(config="config/full.yaml")
-        assert plan.rules["train_policy"] == plan.rules["audit_policy"] == 21
-        assert plan.rules["fetch"] == 1
-        assert "make_world" not in plan.rules
-        assert "pretrain" not in plan.rules
+    def test_published_scale(self, published):
+        assert published.rules["train_policy"] == published.rules["audit_policy"] == 21
+        assert published.rules["fetch"] == 1
+        assert "make_world" not in published.rules
+        assert "pretrain" not in published.rules
 
     @pytest.mark.parametrize("profile", ["runpod", "profiles/runpod"])
-    def test_profile_of_the_pod_is_the_published_scale(self, untouched, profile):
-        plan = untouched.plan("--profile", profile, config=None)
-        assert plan == untouched.plan(config="config/full.yaml")
+    def test_profile_of_the_pod_is_the_published_scale(self, untouched, published, profile):
+        assert untouched.plan("--profile", profile, config=None) == published
 
     def test_commands_quoted_in_configs_are_real(self, untouched):
         for path in ("config/config.yaml", "config/full.yaml", "tests/tiny.yaml"):

@@ -22,8 +22,9 @@ FIGURES = {
 
 @pytest.fixture(scope="module")
 def report(tiny, tmp_path_factory):
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    tiny.run("--report", str(path))
+    folder = tmp_path_factory.mktemp("report")
+    path = folder / "report.html"
+    tiny.twin(folder / "twin").run("--report", str(path))
     return path
 
 

@@ -24,10 +24,17 @@ def in_cell(text: str) -> str:
 
 
 def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> list[str]:
-    """Lines of a table; cells stand as they are, see `in_cell` for text that is not one's own."""
+    """Lines of a table; cells stand as they are, see `in_cell` for text that is not one's own.
+
+    >>> table(["a", ""], [["b", 2]])
+    ['| a | |', '|---|---|', '| b | 2 |']
+    """
     header = list(header)
-    ruled = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(map(str, row)) + " |" for row in ruled]
+    return [_row(header), "|" + "---|" * len(header), *map(_row, rows)]
+
+
+def _row(cells: Iterable[Any]) -> str:
+    return "|" + "".join(f" {cell}".rstrip() + " |" for cell in cells)
 
 
 def _entity(char: re.Match[str]) -> str:

@@ -123,8 +123,28 @@ class Study:
         return name if is_local(name) else f"resources/models/{name.replace('/', '--')}"
 
     def base_inputs(self, dataset: str, base: str) -> list[str]:
-        """The base LM as an input."""
-        return present(self.base_path(dataset, base))
+        """The base LM as inputs: the folder that a rule makes, or the files of the user's own."""
+        path = self.base_path(dataset, base)
+        return [path] if path.startswith(MADE) else self._model_files(path)
+
+    def bertscore_inputs(self) -> list[str]:
+        """Files of the model that BERTScore is computed with."""
+        folder = self.config.evaluation.bertscore_model
+        return [] if folder is None else self._model_files(folder)
+
+    def scorer_inputs(self) -> list[str]:
+        """Files of the audit's scorer where it is a folder; a hub id is pinned to its commit."""
+        scorer = self.config.audit.scorer
+        return self._model_files(scorer) if is_local(scorer) else []
+
+    def _model_files(self, folder: str) -> list[str]:
+        """Files of a model of the user's own, none where the folder is missing.
+
+        Snakemake goes by times, and that of a folder stays when a file in it is written anew.
+        """
+        own = Path(self._given(folder))
+        files = own.iterdir() if own.is_dir() else ()
+        return sorted(str(p) for p in files if p.is_file() and not p.name.startswith("."))
 
     def revisions(self) -> dict[str, str]:
         """Folder name of each base LM from the hub -> the commit it is pinned to."""
@@ -160,17 +180,17 @@ class Study:
         """Named inputs of training: bases only where the shield reads them."""
         paths = self.run_paths(dataset, variant)
         wanted = ["adapter", "readout", *self._bases(self.variants[variant].shield)]
-        return {name: paths[name] for name in wanted} | {"base": present(paths["base"])}
+        return {name: paths[name] for name in wanted} | self.probe_inputs(dataset, variant)
 
     def evaluate_inputs(self, dataset: str, variant: str) -> dict[str, str | list[str]]:
         """Named inputs of evaluation."""
         paths = self.run_paths(dataset, variant)
         wanted = ["readout", *self._bases(self.variants[variant].shield)]
-        return {name: paths[name] for name in wanted} | {"base": present(paths["base"])}
+        return {name: paths[name] for name in wanted} | self.probe_inputs(dataset, variant)
 
     def probe_inputs(self, dataset: str, variant: str) -> dict[str, list[str]]:
         """Named inputs of the probes beside the trained adapter."""
-        return {"base": present(self.run_paths(dataset, variant)["base"])}
+        return {"base": self.base_inputs(dataset, base_name(self.variants[variant].explainer))}
 
     def _bases(self, shield: ShieldSettings) -> list[str]:
         return ["bases"] if shield.kind in ("nullspace", "random") else []

@@ -1,18 +1,19 @@
 """Reading what the audits need, and refusing what they cannot use.
 
 In: parquet tables, explanations.jsonl and probes.json. Out: data frames of before and after
-training, aligned; probes; ordinary reviews.
+training, aligned; probes; ordinary reviews, and those in which a phrase occurs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
+from shielded_recrl.audit.privacy import Phrase
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json, read_jsonl
 
@@ -40,7 +41,9 @@ INJECTIONS = {
 }
 MEMBERS = {"member": bool, "base": float, "adapter": float}
 # Reviews read at once.
-BLOCK = 50_000
+BLOCK = 25_000
+# What is no letter and no number, and so parts words; see `privacy.words`.
+NO_WORD = r"[^\p{L}\p{N}]+"
 
 
 class Probes(NamedTuple):
@@ -87,12 +90,26 @@ def read_interactions(path: Path, users: np.ndarray) -> pl.DataFrame:
         raise _unreadable(path, columns, error) from error
 
 
-def train_reviews(path: Path) -> Iterator[str]:
-    """Texts of the train split of reviews.parquet, one at a time; none where it is empty."""
+def train_reviews(path: Path, phrases: Set[Phrase]) -> Iterator[str]:
+    """Texts of the train split of reviews.parquet in which a phrase may occur, one at a time.
+
+    Reviews may be many, and Python's words and n-grams of all of them slow. So polars looks for the
+    phrases first (Aho and Corasick 1975), between the same words; only a letter that Python's own
+    Unicode tables lack is read otherwise.
+
+    Args:
+        path: reviews.parquet.
+        phrases: words in a row, see `privacy.words`.
+    """
+    if not phrases:
+        return
+    wanted = sorted(f" {' '.join(phrase)} " for phrase in phrases)
+    text = pl.col("text").str.to_lowercase().str.replace_all(NO_WORD, " ")
+    said = pl.concat_str(pl.lit(" "), text, pl.lit(" ")).str.contains_any(wanted)
     reviews = pl.scan_parquet(path)
     for start in range(0, reviews.select(pl.len()).collect().item(), BLOCK):
         # Sliced first: a slice of what is left of a filter reads the file from its start.
-        yield from _of_train(reviews.slice(start, BLOCK)).collect()["text"]
+        yield from _of_train(reviews.slice(start, BLOCK)).filter(said).collect()["text"]
 
 
 def sample_reviews(path: Path, count: int, seed: int) -> list[str]:

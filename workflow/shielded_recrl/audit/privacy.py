@@ -4,11 +4,11 @@ In: texts, the users' ids and names, the catalogue's texts and the users' review
 leak or copy, and an exact upper bound of a rate (Clopper and Pearson 1934).
 
 A text is compared word by word: a word is a run of letters and digits, in lower case; "user4821" and
-"u4821" count as two words, too. An id is *distinctive* if it has at least four characters and occurs nowhere in the catalogue; such
-an id leaks wherever it is written. Any other id could be a year, a volume or a count, and leaks
-only right after a word such as "user" or "id". A name is distinctive if it has two words or more
-and occurs nowhere in the catalogue; a name that several users bear tells nobody apart and is left
-out.
+"u4821" count as two words, too. An id is *distinctive* if it has at least four characters and occurs
+nowhere in the catalogue; such an id leaks wherever it is written. Any other id could be a year, a
+volume or a count, and leaks only right after a word such as "user" or "id". A name is distinctive if
+it has two words or more and occurs nowhere in the catalogue; a name that several users bear tells
+nobody apart and is left out.
 """
 
 from __future__ import annotations
@@ -102,6 +102,11 @@ def leaks(texts: Sequence[str], ids: UserIds) -> np.ndarray:
     readings = [(text, unglued(text)) for text in texts]
     found = occurring(ids.distinctive | marked, chain.from_iterable(readings))
     return np.array([bool(occurring(found, pair)) for pair in readings], dtype=bool)
+
+
+def phrases_of(texts: Iterable[str], n: int) -> set[Phrase]:
+    """All runs of n consecutive words of the texts."""
+    return set().union(*(ngrams(words(text), n) for text in texts))
 
 
 def copies(

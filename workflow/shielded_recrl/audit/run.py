@@ -6,6 +6,7 @@ Out: one JSON document, with an interval wherever a mean is claimed and a list o
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -96,7 +97,7 @@ def main(
                 probed,
                 items,
                 users,
-                train_reviews(data / "reviews.parquet"),
+                partial(train_reviews, data / "reviews.parquet"),
                 bool(reviews),
                 settings,
             ),

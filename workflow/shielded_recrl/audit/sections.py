@@ -6,7 +6,7 @@ claimed. Every interval draws whole users.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -342,7 +342,7 @@ def audit_privacy(
     probes: Probes,
     items: pl.DataFrame,
     users: pl.DataFrame,
-    reviews: Iterable[str],
+    reviews: Callable[[Set[privacy.Phrase]], Iterable[str]],
     has_reviews: bool,
     settings: AuditSettings,
 ) -> dict[str, Any]:
@@ -353,7 +353,7 @@ def audit_privacy(
         probes: its samples are judged together with them as `samples_before` and `samples`.
         items: the catalogue.
         users: columns user, source_id and name.
-        reviews: training reviews; read once.
+        reviews: those training reviews in which a phrase may occur; asked once.
         has_reviews: whether there are any.
         settings: sizes.
     """
@@ -377,7 +377,9 @@ def audit_privacy(
         "ids": privacy.leaks(written, ids),
         "names": privacy.leaks(written, names),
         "copied": privacy.copies(written, descriptions, titles, words),
-        "copied_reviews": privacy.copies(written, reviews, titles, words),
+        "copied_reviews": privacy.copies(
+            written, reviews(privacy.phrases_of(written, words)), titles, words
+        ),
     }
     ends = np.cumsum([len(batch) for batch in batches.values()])[:-1]
     parts = {key: np.split(mark, ends) for key, mark in marks.items()}

@@ -27,6 +27,8 @@ from shielded_recrl.statistics import paired_bootstrap
 SCORER = f"{EMBEDDED_SCORER} {version(EMBEDDED_SCORER)}"
 LABELS = ("toxic", "toxicity")
 BATCH = 32
+# Weights that are pickles, which may run any code as they are loaded: Detoxify's own releases are.
+PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
 class Scorer(NamedTuple):
@@ -94,6 +96,12 @@ def _download(repository: str, revision: str | None) -> Path:
 
 def _classifier(folder: Path) -> Callable[[Sequence[str]], np.ndarray]:
     """Scores of a multi-label classifier in transformers format; nothing but the folder is read."""
+    if (pickled := _pickled(folder)) is not None:
+        raise UserError(
+            f"{pickled}: a pickle, which may run any code, is not loaded; audit.scorer needs the "
+            "classifier as safetensors: `explainer fetch` gets one from the hub, and Detoxify's own "
+            "checkpoints are converted by the lines in docs/audit.md"
+        )
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: no config.json there; audit.scorer must be `{EMBEDDED_SCORER}`, a folder "
@@ -150,6 +158,15 @@ def _classifier(folder: Path) -> Callable[[Sequence[str]], np.ndarray]:
         return [next(one["score"] for one in row if one["label"] == label) for row in rows]
 
     return lambda texts: _filled(texts, score)
+
+
+def _pickled(path: Path) -> Path | None:
+    """A checkpoint that is a pickle: the path, or a file of a folder without safetensors weights."""
+    if path.is_file():
+        return path if path.suffix in PICKLES else None
+    if any(path.glob("*.safetensors")):
+        return None
+    return next((file for file in sorted(path.glob("*")) if file.suffix in PICKLES), None)
 
 
 def summarise(

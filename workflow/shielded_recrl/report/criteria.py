@@ -28,6 +28,7 @@ from shielded_recrl.report.csv_table import to_csv
 from shielded_recrl.report.runs import Run, load_runs, read_summary
 from shielded_recrl.report.settings import ReportSettings
 from shielded_recrl.report.significance import CLAIM_SEEDS, heldout_users
+from shielded_recrl.report.study import SHIELDED, UNSHIELDED
 from shielded_recrl.statistics import tost
 
 COLUMNS = (
@@ -35,9 +36,6 @@ COLUMNS = (
     *("bound", "seeds", "how"),
 )
 MET, FAILED, NOT_EVALUABLE = "met", "failed", "not evaluable"
-# Whom the claims are about, and the control that has to drift.
-SHIELDED = "shielded"
-UNSHIELDED = "no_proj"
 # The variants that a finished study of a dataset compares with the shielded one.
 ABLATIONS = (UNSHIELDED, "kl0", "lora4", "long_expl")
 ALL_VARIANTS = "all"

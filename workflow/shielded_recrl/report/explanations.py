@@ -14,10 +14,11 @@ from typing import Any
 from shielded_recrl.files import read_jsonl
 from shielded_recrl.markdown import in_cell, table
 from shielded_recrl.report.runs import Run
+from shielded_recrl.report.study import SHIELDED, UNSHIELDED
 
 SHOWN = 10
 # With the shield and without; the first variant of the study where it has neither.
-VARIANTS = ("shielded", "no_proj")
+VARIANTS = (SHIELDED, UNSHIELDED)
 
 
 def page(runs: Sequence[Run]) -> str:

@@ -26,12 +26,10 @@ from shielded_recrl.markdown import in_cell, table
 from shielded_recrl.report.columns import Row
 from shielded_recrl.report.csv_table import to_csv
 from shielded_recrl.report.runs import Run, load_runs
-from shielded_recrl.report.study import Cell
+from shielded_recrl.report.study import SHIELDED, Cell
 from shielded_recrl.report.tables import UNDEFINED, between, escape, number, tabular
 from shielded_recrl.statistics import holm, paired_bootstrap, sign_flip_test
 
-# What every other variant is compared with.
-REFERENCE = "shielded"
 # A difference is a claim if as many seeds agree in its sign, and its adjusted p value is below.
 CLAIM_SEEDS = 3
 LEVEL = 0.05
@@ -97,7 +95,7 @@ def main(
     write_text(out, to_csv(rows, COLUMNS))
     compared = [row for row in rows if row["seed"] == ALL_SEEDS]
     claims = sum(row["claim"] for row in compared)
-    print(f"{out}: {len(compared)} comparisons with {REFERENCE}, {claims} of them claims")
+    print(f"{out}: {len(compared)} comparisons with {SHIELDED}, {claims} of them claims")
 
 
 def measured(runs: Sequence[Run]) -> dict[str, dict[str, dict[int, Outcomes]]]:
@@ -182,13 +180,13 @@ def significance(
     """
     compared = []
     for dataset, variants in outcomes.items():
-        if REFERENCE not in variants:
+        if SHIELDED not in variants:
             continue
         rows = [
             {"dataset": dataset, "variant": name} | row
             for name, by_seed in variants.items()
-            if name != REFERENCE
-            for row in compare(variants[REFERENCE], by_seed, resamples, seed)
+            if name != SHIELDED
+            for row in compare(variants[SHIELDED], by_seed, resamples, seed)
         ]
         _adjust(rows)
         compared += rows
@@ -215,7 +213,7 @@ def latex(rows: Sequence[Row], runs: Sequence[Run]) -> str:
             ]
         )
     header = (
-        rf"& & & & & \multicolumn{{2}}{{c}}{{Difference from \texttt{{{REFERENCE}}}}} "
+        rf"& & & & & \multicolumn{{2}}{{c}}{{Difference from \texttt{{{SHIELDED}}}}} "
         r"& \multicolumn{2}{c}{$p$, sign flips}",
         r"Dataset & Variant & Outcome & Seeds & Pairs & all seeds [95\%] & each seed & plain & Holm",
     )
@@ -227,7 +225,7 @@ def page(rows: Sequence[Row]) -> str:
     header = ("variant", "outcome", "seeds", "pairs", "unpaired", "difference", "95% interval")
     lines = [
         "# Every variant against shielded\n",
-        f"What a variant measures less what `{REFERENCE}` does, over the same users, items and "
+        f"What a variant measures less what `{SHIELDED}` does, over the same users, items and "
         "seeds. Intervals draw whole users, p values flip the signs of whole users, and Holm's "
         "adjustment runs over all comparisons of a dataset. A claim needs "
         f"{CLAIM_SEEDS} seeds of one sign and an adjusted p value below {LEVEL:g}.\n",
@@ -252,7 +250,7 @@ def page(rows: Sequence[Row]) -> str:
         lines += [f"\n## {in_cell(dataset)}\n"]
         lines += table([*header, "each seed", "p", "p, Holm", "claim"], cells)
     if not rows:
-        lines.append(f"No dataset has `{REFERENCE}` beside another variant.")
+        lines.append(f"No dataset has `{SHIELDED}` beside another variant.")
     return "\n".join([*lines, ""])
 
 

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from shielded_recrl.report.columns import Row
 
+# The pair that claims are about: the variant with the shield, and the same training without one. The
+# study gives variants any name, but these two are those that criteria, tests, pages and figures know.
+SHIELDED, UNSHIELDED = "shielded", "no_proj"
 # What a dataset's key tells of its source: not which of its files was read, nor how much of it.
 NAMES = {"books": "Amazon reviews", "ml25m": "MovieLens", "steam": "Steam"}
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
+from shielded_recrl import markdown
 from shielded_recrl.errors import UserError, first_line
 from shielded_recrl.memory import peak_rss_mb
 
@@ -119,13 +120,15 @@ def checked(row: Row) -> dict[str, float]:
 
 def table() -> str:
     """The schema as a Markdown table."""
-    lines = ["| key | unit | meaning |", "|---|---|---|"]
-    for name, field in StepLog.model_fields.items():
-        unit = field.json_schema_extra["unit"]
-        lines.append(f"| `{name}` | {unit} | {field.description} |")
-    lines.append("| `reward_<name>` | reward | Mean of a component, before its weight. |")
-    lines.append("| others | | Figures of the run's probe, such as `drift`. |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        (f"`{name}`", field.json_schema_extra["unit"], field.description)
+        for name, field in StepLog.model_fields.items()
+    ]
+    rows += [
+        ("`reward_<name>`", "reward", "Mean of a component, before its weight."),
+        ("others", "", "Figures of the run's probe, such as `drift`."),
+    ]
+    return "\n".join([*markdown.table(("key", "unit", "meaning"), rows), ""])
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +29,10 @@ from shielded_recrl.explainer.lm import (
     trunk,
 )
 from shielded_recrl.rl.ppo import tempered, token_logprobs
+
+# Rows that have ended are dropped when no more than half go on, and no fewer than so many: below,
+# a step hardly gets faster, and BLAS may round otherwise.
+FEWEST = 8
 
 
 class Rollout(NamedTuple):
@@ -273,42 +278,55 @@ def sample(
     ids, mask = (tensor.to(device) for tensor in pad_left(prompts, tokenizer.pad_token_id))
     lm, decoder, uniforms = causal_lm(model), decoder or Decoder(), uniforms.to(device)
     active = list(map(len, prompts)) if active is None else list(active)
-    (rows, width), longest = ids.shape, uniforms.shape[1]
+    (n, width), longest = ids.shape, uniforms.shape[1]
     length = decoder.length(width + longest)
-    cache = decoder.cache(lm, rows, length)
-    mask = torch.cat([mask, mask.new_zeros(rows, length - width)], dim=1)
-    alive = torch.ones(rows, dtype=torch.bool, device=device)
-    tokens, logps = [], []
-    step_ids, step_positions = ids, positions(mask[:, :width])
-    # A step of decoding is one token, the last: counts beyond it are cut to it.
-    with decoding(model), activation(model, active):
+    cache = decoder.cache(lm, n, length)
+    tokens = ids.new_full((n, longest), tokenizer.pad_token_id)
+    logp = torch.zeros(n, longest, device=device)
+    response = torch.zeros(n, longest, device=device)
+    ended = torch.zeros(n, dtype=torch.bool, device=device)
+    # What follows is of the rows at hand, which are fewer and fewer.
+    rows = torch.arange(n, device=device)
+    seen = torch.cat([mask, mask.new_zeros(n, length - width)], dim=1)
+    step_ids, step_positions = ids, positions(mask)
+    with decoding(model):
         for step in range(longest):
-            logits = decoder(
-                lm,
-                input_ids=step_ids,
-                attention_mask=mask,
-                position_ids=step_positions,
-                past_key_values=cache,
-            )
+            # A step of decoding is one token, the last: counts beyond it are cut to it.
+            with activation(model, [active[row] for row in rows.tolist()]):
+                logits = decoder(
+                    lm,
+                    input_ids=step_ids,
+                    attention_mask=seen,
+                    position_ids=step_positions,
+                    past_key_values=cache,
+                )
             logits = nucleus(tempered(logits, temperature), top_p)
-            drawn = draw(logits, uniforms[:, step])
-            logps.append(token_logprobs(logits[:, None], drawn, 1.0))
+            drawn = draw(logits, uniforms[rows, step])
+            alive = ~ended[rows]
+            logp[rows, step] = token_logprobs(logits[:, None], drawn, 1.0)[:, 0]
             drawn = torch.where(alive[:, None], drawn, tokenizer.pad_token_id)
-            tokens.append(drawn)
-            mask[:, width + step] = alive
+            tokens[rows, step] = drawn[:, 0]
+            response[rows, step] = alive.float()
+            seen[:, width + step] = alive
             step_ids, step_positions = drawn, step_positions[:, -1:] + 1
             alive = alive & (drawn[:, 0] != tokenizer.eos_token_id)
-            if not alive.any():
+            ended[rows] = ~alive
+            left = int(alive.sum())
+            if left == 0:
                 break
-    mask = mask[:, : width + len(tokens)]
-    response = mask[:, width:].float()
+            if not decoder.compile and FEWEST <= left <= len(rows) // 2:
+                cache.reorder_cache(alive.nonzero()[:, 0])
+                rows, seen = rows[alive], seen[alive]
+                step_ids, step_positions = step_ids[alive], step_positions[alive]
+    drawn = slice(0, step + 1)
+    response = response[:, drawn]
     return Rollout(
-        ids=torch.cat([ids, *tokens], dim=1),
-        mask=mask,
+        ids=torch.cat([ids, tokens[:, drawn]], dim=1),
+        mask=torch.cat([mask, response.to(mask.dtype)], dim=1),
         response=response,
-        ended=~alive,
+        ended=ended,
         request=torch.tensor(active),
-        logp=torch.cat(logps, dim=1) * response,
+        logp=logp[:, drawn] * response,
     )
 
 
@@ -325,13 +343,34 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Logits [n, v] with -inf outside the smallest set that holds `top_p` of the probability."""
+    """Logits [n, v] with -inf outside the smallest set that holds `top_p` of the probability.
+
+    Of equally likely tokens the first ones complete the set.
+
+    Args:
+        logits: fp32 [n, v].
+        top_p: share of the probability, more than 0; 1 keeps all tokens.
+    """
     if top_p >= 1:
         return logits
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    ordered = descending(logits)
     probabilities = ordered.softmax(-1)
-    outside = probabilities.cumsum(-1) - probabilities >= top_p
-    return logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
+    size = (probabilities.cumsum(-1) - probabilities < top_p).sum(-1, keepdim=True)
+    least = ordered.gather(-1, (size - 1).clamp(min=0))
+    outside = logits < least
+    surplus = (~outside).sum(-1, keepdim=True) - size
+    if surplus.any():
+        ties = logits == least
+        outside |= ties & (ties.cumsum(-1) > ties.sum(-1, keepdim=True) - surplus)
+    return logits.masked_fill(outside, float("-inf"))
+
+
+def descending(values: Tensor) -> Tensor:
+    """Each row of fp32 values [n, v], largest first."""
+    if values.is_cuda:
+        return values.sort(descending=True).values
+    # NumPy sorts with vector instructions; torch's sort on the CPU takes nine times as long.
+    return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
 
 
 def decode(rollout: Rollout, tokenizer) -> list[str]:

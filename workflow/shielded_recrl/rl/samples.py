@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from shielded_recrl.markdown import in_cell
+from shielded_recrl.markdown import in_cell, table
 from shielded_recrl.rl.rewards.base import TOTAL, Reward
 from shielded_recrl.rl.rollout import decode, sample
 from shielded_recrl.rl.text import words
@@ -92,17 +92,18 @@ def page(title: str, before: Said, after: Said) -> str:
         title: of the page.
         before, after: equal prompts and random numbers; adapter off and on.
     """
+    old, new = figures(before), figures(after)
+    said = list(zip(before.prompts, before.responses, after.responses, strict=True))[:SHOWN]
     lines = [
         f"# {title}",
         "",
         f"{TEXTS} texts, sampled as in training, with the same random numbers before and after.",
         "",
-        "| | before | after |",
-        "|---|---|---|",
+        *table(("", "before", "after"), ((name, old[name], new[name]) for name in old)),
+        "",
+        f"The first {SHOWN}:",
+        "",
+        *table(("prompt", "before", "after"), (map(in_cell, row) for row in said)),
+        "",
     ]
-    old, new = figures(before), figures(after)
-    lines += [f"| {name} | {old[name]} | {new[name]} |" for name in old]
-    lines += ["", f"The first {SHOWN}:", "", "| prompt | before | after |", "|---|---|---|"]
-    rows = zip(before.prompts, before.responses, after.responses, strict=True)
-    lines += [f"| {' | '.join(map(in_cell, row))} |" for row in list(rows)[:SHOWN]]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

@@ -19,16 +19,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from shielded_recrl.report.columns import Row
 from shielded_recrl.report.figures.style import STYLE, Style, styles
-from shielded_recrl.report.study import Cell, cells, title
+from shielded_recrl.report.study import UNSHIELDED, Cell, cells, title
 
 # Without a shield, on the last block and on all blocks: the one that gained more is to compare with,
 # of which one always-on adapter should reach so much.
-UNSHIELDED = ("no_proj", "no_proj_all")
+COMPARATORS = (UNSHIELDED, "no_proj_all")
 GOAL_GAIN = 0.9
 GOAL_CHANGED = 0.05
 GOAL_NDCG = 0.001
@@ -40,6 +40,8 @@ CHANGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 MERGES: dict[str, tuple[str | None, float]] = {"bf16": (None, 7.0), "nf4": ("o", 4.0)}
 # Share of a panel's width on either side, so that markers at the ends are whole.
 MARGIN = 0.05
+# Points between two tick labels, at the least.
+TICK_GAP = 4
 LABEL = {
     "fontsize": 6.5,
     "ha": "center",
@@ -105,7 +107,7 @@ def magnitude(low: float, high: float) -> tuple[float, float]:
 
 def goal(group: Sequence[Cell]) -> float | None:
     """Reward gain to reach: 90% of the larger mean of unshielded variants; None if none gained."""
-    means = [c.mean("heldout_reward_gain") for c in group if c.variant in UNSHIELDED]
+    means = [c.mean("heldout_reward_gain") for c in group if c.variant in COMPARATORS]
     gain = max((mean for mean in means if mean is not None), default=0.0)
     return GOAL_GAIN * gain if gain > 0 else None
 
@@ -156,6 +158,8 @@ def figure(rows: Sequence[Row]) -> Figure:
         # Lays the panels out, for good: where a name finds room hangs on places on the page.
         drawn.draw_without_rendering()
         drawn.set_layout_engine("none")
+        for axes in drawn.axes:
+            _thin_ticks(axes)
         for row, drifts in ((panels[0], changed), (panels[-1], ndcg)):
             for axes, points in zip(row, drifts, strict=True):
                 _label(axes, points, [seed for p in points for seed in p.seeds], style)
@@ -230,6 +234,8 @@ def _field(axes: Axes, points: Sequence[Point], reach: float | None, drift: floa
     ends = [end for p in points for end in (*p.gains, *(p.gain_hull or ()))]
     room = 0.08 * (max(ends) - min(ends) or 1.0)
     axes.set_ylim(min(ends) - room, max(ends) + room)
+    # By default their number hangs on the font size in force, after the layout is fixed, too.
+    axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.axhline(0, color="black", linewidth=0.8, zorder=1)
     if reach is not None:
         # Far beyond the panel, which cuts it.
@@ -245,6 +251,18 @@ def root_scale(
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if tick <= widest]))
     axes.xaxis.set_major_formatter(FuncFormatter(form))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _thin_ticks(axes: Axes) -> None:
+    """Leave out every tick whose label comes too near to the last one left of it."""
+    near = TICK_GAP * axes.figure.dpi / 72
+    kept, end = [], -np.inf
+    for place, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True):
+        box = label.get_window_extent()
+        if box.x0 >= end + near:
+            kept.append(place)
+            end = box.x1
+    axes.xaxis.set_major_locator(FixedLocator(kept))
 
 
 def _root(values: np.ndarray) -> np.ndarray:
@@ -264,7 +282,7 @@ def _handles(measured: Sequence[str], shaded: bool) -> list[Line2D | Patch]:
     handles: list[Line2D | Patch] = [
         Line2D([], [], **mark, marker="D", markersize=5, label="mean over seeds"),
         Line2D([], [], **mark, marker="o", markersize=2.6, label="one seed"),
-        Line2D([], [], color="#4D4D4D", linewidth=0.8, label="intervals of all seeds"),
+        Line2D([], [], color="#4D4D4D", linewidth=0.8, label="95% intervals of all seeds"),
         Line2D(
             *([], []),
             **{"color": "black", "linestyle": "--", "linewidth": 0.8},
@@ -285,7 +303,7 @@ def _handles(measured: Sequence[str], shaded: bool) -> list[Line2D | Patch]:
     if shaded:
         text = (
             f"goal: {GOAL_GAIN:.0%} of the reward gain or more of\n"
-            f"{' or '.join(UNSHIELDED)}, whichever is larger,\n"
+            f"{' or '.join(COMPARATORS)}, whichever is larger,\n"
             f"at most {GOAL_CHANGED:.0%} of users and {GOAL_NDCG:g} of\nNDCG@10 changed"
         )
         handles.append(Patch(color=GOAL_COLOUR, label=text))

@@ -13,10 +13,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from shielded_recrl.report.columns import Row
-from shielded_recrl.report.figures.style import STYLE, Style, legend, styles
+from shielded_recrl.report.figures.style import GREY, STYLE, Style, legend, styles
 from shielded_recrl.report.runs import Run
 from shielded_recrl.report.study import title
 
@@ -47,7 +48,7 @@ def figure(
     )
     titles = {row["dataset"]: title(row) for row in rows}
     with mpl.rc_context(STYLE):
-        drawn = Figure(figsize=(max(3.4, 0.4 + 2.4 * len(titles)), 2.65), layout="constrained")
+        drawn = Figure(figsize=(max(3.4, 0.4 + 2.5 * len(titles)), 2.65), layout="constrained")
         panels = drawn.subplots(1, len(titles), squeeze=False)[0]
         for axes, (dataset, name) in zip(panels, titles.items(), strict=True):
             own = points[points["dataset"] == dataset]
@@ -62,6 +63,10 @@ def figure(
         handles = [
             Line2D([], [], color=colour, marker=marker, markersize=4, linewidth=1.8, label=variant)
             for variant, (colour, marker) in style.items()
+        ]
+        handles += [
+            Line2D([], [], color=GREY, linewidth=0.6, label="one seed"),
+            Patch(color=GREY, alpha=0.2, linewidth=0, label="mean ± standard error"),
         ]
         if key == "ndcg@10":
             handles.append(Line2D([], [], color="black", linestyle="--", label="SASRec alone"))

@@ -125,10 +125,10 @@ def _panel(axes: Axes, paths: Sequence[Path], style: Style) -> None:
 
 
 def _ticks(widest: float) -> list[float]:
-    """Ticks up to `widest` that stand at least a tenth of its root apart."""
+    """Ticks up to `widest` that stand at least 0.14 of its root apart, room for a label."""
     kept = [0.0]
     for tick in TICKS[1:]:
-        if tick <= widest and np.sqrt(tick) - np.sqrt(kept[-1]) > 0.1 * np.sqrt(widest):
+        if tick <= widest and np.sqrt(tick) - np.sqrt(kept[-1]) > 0.14 * np.sqrt(widest):
             kept.append(tick)
     return kept
 

@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from shielded_recrl.report.columns import Row
-from shielded_recrl.report.figures.style import STYLE, Style, legend, styles
+from shielded_recrl.report.figures.style import GREY, STYLE, Style, legend, styles
 from shielded_recrl.report.runs import Run
 from shielded_recrl.report.study import title
 
-GREY = "#4D4D4D"
+# Share of the least distance of two weights that the variants at one of them take.
+ROOM = 0.6
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SMALL: dict[str, Any] = {"fontsize": 6.5, "va": "top", "linespacing": 1.3}
 
@@ -28,7 +29,8 @@ SMALL: dict[str, Any] = {"fontsize": 6.5, "va": "top", "linespacing": 1.3}
 def quality_weight(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
     """Relative CTR over the weight of quality: a row of panels a simulator, a column a dataset.
 
-    Lines are means over seeds, bands the hull of the seeds' 95% intervals.
+    Lines are means over seeds, whiskers the hull of the seeds' 95% intervals. Variants stand side by
+    side at each weight, so that no whisker lies on another.
 
     Args:
         runs: the runs, sorted.
@@ -38,16 +40,15 @@ def quality_weight(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
         drawn, panels, style = _grid(runs, rows)
         for (dataset, simulator), axes in panels.items():
             axes.axhline(1, color="black", linewidth=0.8)
+            seeds = {variant: [] for variant in style}
+            for run in runs:
+                if run.dataset == dataset:
+                    seeds[run.variant].append(_points(run, simulator))
+            there = [variant for variant in style if seeds[variant]]
             # The first variant is drawn last, on top.
-            for variant in reversed(style):
-                chosen = [
-                    _points(run, simulator)
-                    for run in runs
-                    if (run.dataset, run.variant) == (dataset, variant)
-                ]
-                if chosen:
-                    # Many bands on each other would hide the lines.
-                    _band(axes, np.array(chosen), style[variant], min(0.18, 0.9 / len(style)))
+            for place, variant in reversed(list(enumerate(there))):
+                aside = (place - (len(there) - 1) / 2) / len(there)
+                _whiskers(axes, np.array(seeds[variant]), style[variant], aside)
         _name(panels, "Weight of quality", "CTR after / before")
         legend(drawn, _handles(style), 6)
     return drawn
@@ -141,13 +142,18 @@ def _points(run: Run, simulator: str) -> list[list[float]]:
     ]
 
 
-def _band(axes: Axes, points: np.ndarray, style: tuple[str, Any], alpha: float) -> None:
-    """Mean over seeds of points [S, W, 4], and the hull of their intervals."""
+def _whiskers(axes: Axes, points: np.ndarray, style: tuple[str, Any], aside: float) -> None:
+    """Mean over seeds of points [S, W, 4], and the hull of their intervals.
+
+    They stand `aside` of their weight, in shares of a part of the least distance of two weights.
+    """
     colour, marker = style
     weights, means = points[0, :, 0], points[:, :, 1].mean(axis=0)
     low, high = points[:, :, 2].min(axis=0), points[:, :, 3].max(axis=0)
-    axes.fill_between(weights, low, high, color=colour, alpha=alpha, linewidth=0)
-    axes.plot(weights, means, color=colour, marker=marker, markersize=4, linewidth=1.4)
+    gaps = np.diff(np.unique(weights))
+    places = weights + ROOM * aside * (gaps.min() if gaps.size else 1.0)
+    axes.vlines(places, low, high, color=colour, linewidth=0.9, alpha=0.7)
+    axes.plot(places, means, color=colour, marker=marker, markersize=3.5, linewidth=1.0)
 
 
 def _bins(axes: Axes, report: dict[str, Any], colour: str, marker: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib as mpl
 import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
@@ -50,6 +51,8 @@ MARKERS = (
 Marker = str | tuple[int, int, int]
 Style = dict[str, tuple[str, Marker]]
 MARGIN = "0.88"
+# What belongs to no variant.
+GREY = "#4D4D4D"
 DOT = {
     "color": "black",
     "linestyle": "",
@@ -97,5 +100,6 @@ def legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG and PDF beside each other; the path has no suffix."""
     for kind, metadata in METADATA.items():
-        with atomic(path.with_name(f"{path.name}.{kind}")) as partial:
+        # Kinds of fonts and numbers of ticks are read from the defaults in force when it is drawn.
+        with atomic(path.with_name(f"{path.name}.{kind}")) as partial, mpl.rc_context(STYLE):
             figure.savefig(partial, format=kind, dpi=DPI, metadata=metadata)

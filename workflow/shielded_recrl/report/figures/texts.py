@@ -14,20 +14,24 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from shielded_recrl.report.columns import Row
-from shielded_recrl.report.figures.style import STYLE, Style, legend, styles
+from shielded_recrl.report.figures.style import GREY, STYLE, Style, legend, styles
 from shielded_recrl.report.runs import Run
 from shielded_recrl.report.study import title
 
-GREY = "#4D4D4D"
+# Width of a panel in inches, by whether it has scores.
+WIDTH = {True: 3.2, False: 2.25}
 # Controls after training: label, marker, and the place beside the middle of a run's row.
 CONTROLS = {
-    "shuffled": ("references of other items (control)", "o", 0.18),
-    "constant": ("best constant sentence (control)", "x", -0.18),
+    "shuffled": ("references of other items (control)", "o", 0.27),
+    "constant": ("best constant sentence (control)", "x", -0.27),
 }
 
 
 def figure(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
     """ROUGE-L before and after training of every run, beside its controls after training.
+
+    The line beside the control of other items' references is the 95% interval of what the paired
+    texts score above it.
 
     Args:
         runs: the runs, sorted.
@@ -36,15 +40,16 @@ def figure(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
     style = styles([run.variant for run in runs])
     titles = {row["dataset"]: title(row) for row in rows}
     groups = {name: [run for run in runs if run.dataset == name] for name in titles}
+    widths = [WIDTH[bool(_scored(group))] for group in groups.values()]
     with mpl.rc_context(STYLE):
         drawn = Figure(
             figsize=(
-                max(4.0, 0.6 + 2.4 * len(titles)),
-                0.95 + 0.2 * max(map(len, groups.values())),
+                max(4.0, 0.6 + sum(widths)),
+                0.95 + 0.26 * max(map(len, groups.values())),
             ),
             layout="constrained",
         )
-        panels = drawn.subplots(1, len(titles), squeeze=False)[0]
+        panels = drawn.subplots(1, len(titles), squeeze=False, width_ratios=widths)[0]
         for axes, (dataset, group) in zip(panels, groups.items(), strict=True):
             axes.set_title(titles[dataset].replace(" (", "\n("))
             _panel(axes, group, style)
@@ -52,8 +57,12 @@ def figure(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
     return drawn
 
 
+def _scored(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.evaluation["texts"]["after"].get("rouge_l") is not None]
+
+
 def _panel(axes: Axes, runs: Sequence[Run], style: Style) -> None:
-    scored = [run for run in runs if run.evaluation["texts"]["after"].get("rouge_l") is not None]
+    scored = _scored(runs)
     if not scored:
         reason = runs[0].evaluation["texts"].get("reason") or "no references"
         axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes, fontsize=7)
@@ -71,6 +80,9 @@ def _panel(axes: Axes, runs: Sequence[Run], style: Style) -> None:
         # An arrow alone does not widen the axis: its tail may lie outside.
         axes.plot(before["rouge_l"], place, **_mark("|", colour, size=7))
         axes.plot(after["rouge_l"], place, **_mark(marker, colour))
+        if (above := after["rouge_l_minus_shuffled"]) is not None:
+            ends = (after["shuffled"]["rouge_l"] + above[end] for end in ("low", "high"))
+            axes.hlines(place + CONTROLS["shuffled"][2], *ends, color=colour, linewidth=1.1)
         for key, (_, control, shift) in CONTROLS.items():
             axes.plot(after[key]["rouge_l"], place + shift, **_mark(control, colour, hollow=True))
     axes.set_yticks(range(len(scored)), [f"{run.variant}, {run.seed}" for run in scored])
@@ -97,4 +109,5 @@ def _handles() -> list[Line2D]:
             Line2D([], [], label=label, **_mark(marker, GREY, hollow=True))
             for label, marker, _ in CONTROLS.values()
         ),
+        Line2D([], [], color=GREY, linewidth=1.1, label="95% interval above the former control"),
     ]

@@ -524,17 +524,16 @@ def text_metrics_report(
     report["shuffled_left_out"]["references"] = len(rows) - len(places)
     sentence = references.best_constant
     written = {when: [texts[row] for row in rows] for when, texts in batches.items()}
-    lists = [*written.values(), [sentence] * len(rows)]
-    scores = _against(lists, references, model)
-    moved = [None, None]
+    compared = [(texts, references) for texts in (*written.values(), [sentence] * len(rows))]
     if len(places):
         kept = references
         if len(places) < len(rows):
             kept = ReferenceTexts([references.references[place] for place in others])
         # References stay where they are counted, and the texts are moved.
-        lists = [[texts[place] for place in places] for texts in written.values()]
-        moved = _against(lists, kept, model)
-    constant = {**_means(scores[-1]), "sentence": sentence}
+        compared += [([texts[place] for place in places], kept) for texts in written.values()]
+    scores = _against(compared, model)
+    moved = scores[3:] or [None, None]
+    constant = {**_means(scores[2]), "sentence": sentence}
     everywhere = features.matching([sentence] * len(pairs))
     for when, paired, other in zip(batches, scores[:2], moved, strict=True):
         report[when] |= {
@@ -554,13 +553,18 @@ def text_metrics_report(
 
 
 def _against(
-    lists: Sequence[Sequence[str]], references: ReferenceTexts, model: BERTScoreModel | None
+    compared: Sequence[tuple[Sequence[str], ReferenceTexts]], model: BERTScoreModel | None
 ) -> list[dict[str, Any]]:
-    """Scores of each list of texts against the same references."""
-    scores = [{**references.bleu(texts), **references.rouge(texts)} for texts in lists]
+    """Scores of each list of texts against its references."""
+    scores = [{**own.bleu(texts), **own.rouge(texts)} for texts, own in compared]
     if model:
-        flat = bertscore(list(chain(*lists)), references.references * len(lists), model)
-        for score, values in zip(scores, np.split(flat, len(lists)), strict=True):
+        lists, references = zip(*compared, strict=True)
+        # Once for all: every call of bert-score loads the model, and embeds no text twice.
+        flat = bertscore(
+            list(chain(*lists)), list(chain(*(own.references for own in references))), model
+        )
+        ends = np.cumsum([len(texts) for texts in lists])[:-1]
+        for score, values in zip(scores, np.split(flat, ends), strict=True):
             score["bertscore"] = values
     return scores
 
