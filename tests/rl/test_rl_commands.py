@@ -15,7 +15,7 @@ from shielded_recrl.explainer.base import load_tokenizer
 from shielded_recrl.explainer.init import main as init
 from shielded_recrl.files import read_json, read_jsonl, sha256
 from shielded_recrl.rl import evaluate, train
-from shielded_recrl.rl.evaluation import text_metrics
+from shielded_recrl.rl.evaluation import bertscore
 from shielded_recrl.rl.settings import (
     EvaluationSettings,
     RewardSettings,
@@ -377,7 +377,7 @@ def test_reviews_are_read_before_anything_is_computed(world, out, tmp_path):
 def test_bertscore_is_looked_at_before_anything_is_computed(
     world, out, tmp_path, monkeypatch, package
 ):
-    monkeypatch.setattr(text_metrics, "find_spec", lambda name: package)
+    monkeypatch.setattr(bertscore, "find_spec", lambda name: package)
     chosen = EVALUATION.model_copy(update={"bertscore_model": str(tmp_path / "model")})
     message = "no tokenizer in it" if package else "BERTScore needs the package bert-score"
     with pytest.raises(UserError, match=message):

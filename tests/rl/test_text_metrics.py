@@ -19,26 +19,25 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from shielded_recrl.data.reviews import SCHEMA
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.prompts import Item, Request
-from shielded_recrl.rl.evaluation import text_metrics
-from shielded_recrl.rl.evaluation.simulator import ClaimIndex
-from shielded_recrl.rl.evaluation.text_metrics import (
-    AGAINST,
-    ROUGE,
-    BERTScoreModel,
-    ReferenceTexts,
-    bertscore,
-    check_bertscore,
-    derangement,
+from shielded_recrl.rl.evaluation import bertscore as bertscore_module
+from shielded_recrl.rl.evaluation import overlap, text_metrics
+from shielded_recrl.rl.evaluation.bertscore import BERTScoreModel, bertscore, check_bertscore
+from shielded_recrl.rl.evaluation.features import (
     distinct,
     feature_coverage_ratio,
     feature_diversity,
     feature_matching_ratio,
     item_features,
-    lcs_length,
     named_features,
+    unique_sentence_ratio,
+)
+from shielded_recrl.rl.evaluation.overlap import ROUGE, ReferenceTexts, lcs_length
+from shielded_recrl.rl.evaluation.simulator import ClaimIndex
+from shielded_recrl.rl.evaluation.text_metrics import (
+    AGAINST,
+    derangement,
     shuffle,
     text_metrics_report,
-    unique_sentence_ratio,
 )
 
 LIBRARY = ("rouge1", "rouge2", "rougeL")
@@ -194,7 +193,7 @@ def test_the_constant_is_the_best_of_all_sentences(cases):
         part
         for several in references
         for text in several
-        for part in (text, *text_metrics.SENTENCE.split(text))
+        for part in (text, *overlap.SENTENCE.split(text))
     }
     means = {
         part: np.mean(plain_rouge([part] * len(references), references)["rouge_l"])
@@ -208,7 +207,7 @@ def test_the_constant_is_the_best_of_all_sentences(cases):
 
 
 def test_many_sentences_are_thinned_out(monkeypatch):
-    monkeypatch.setattr(text_metrics, "CANDIDATES", 3)
+    monkeypatch.setattr(overlap, "CANDIDATES", 3)
     references = [[f"word{n}", f"word{n} too"] for n in range(20)]
     assert ReferenceTexts(references).best_constant.startswith("word")
 
@@ -470,7 +469,7 @@ def test_bertscore_is_computed_once_for_pairs_and_controls(bert, reviews, monkey
 
 def test_a_model_is_loaded_once_before_it_is_needed(bert, tmp_path, monkeypatch):
     """What bert-score itself is not needed for: the folder, its weights, its layers."""
-    monkeypatch.setattr(text_metrics, "find_spec", lambda name: name)
+    monkeypatch.setattr(bertscore_module, "find_spec", lambda name: name)
     check_bertscore(bert)
     with pytest.raises(UserError, match=r"bertscore_layer is 3, but the model in .* has 2 layers"):
         check_bertscore(bert._replace(layer=3))
@@ -486,9 +485,9 @@ def test_a_model_is_loaded_once_before_it_is_needed(bert, tmp_path, monkeypatch)
 
 
 def test_bertscore_without_its_package_or_model(bert, tmp_path, monkeypatch):
-    if text_metrics.find_spec("bert_score"):
+    if bertscore_module.find_spec("bert_score"):
         with pytest.raises(UserError, match="no tokenizer in it"):
             bertscore(["a"], [["a"]], BERTScoreModel(tmp_path, 2))
-    monkeypatch.setattr(text_metrics, "find_spec", lambda name: None)
+    monkeypatch.setattr(bertscore_module, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="BERTScore needs the package bert-score"):
         bertscore(["a"], [["a"]], bert)

@@ -28,6 +28,7 @@ from shielded_recrl.explainer.base import default_device, load_base
 from shielded_recrl.explainer.lm import hidden_size, load_adapter
 from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import atomic, write_json, write_jsonl
+from shielded_recrl.rl.evaluation.bertscore import BERTScoreModel, check_bertscore
 from shielded_recrl.rl.evaluation.clicks import (
     calibration,
     quality_weight_sweep,
@@ -58,11 +59,7 @@ from shielded_recrl.rl.evaluation.snapshots import (
     load_snapshots,
     set_adapter,
 )
-from shielded_recrl.rl.evaluation.text_metrics import (
-    BERTScoreModel,
-    check_bertscore,
-    text_metrics_report,
-)
+from shielded_recrl.rl.evaluation.text_metrics import text_metrics_report
 from shielded_recrl.rl.evaluation.texts import claim_report, text_report
 from shielded_recrl.rl.rewards.study import study_reward
 from shielded_recrl.rl.settings import EvaluationSettings, RewardSettings, SamplingSettings
