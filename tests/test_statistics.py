@@ -15,6 +15,7 @@ from shielded_recrl.statistics import (
     finite_or_null,
     holm,
     paired_bootstrap,
+    pooled_deviation,
     sign_flip_test,
     tost,
     with_ends,
@@ -45,6 +46,21 @@ def test_tost_without_spread_asks_how_many_units_were_seen():
     assert tost(np.full(4, -0.005), 0.01) == pytest.approx((0.99 / 0.995) ** 4)
     assert tost(np.full(4, 0.01), 0.01) == tost(np.full(400, -0.01), 0.01) == 1.0
     assert tost(np.ones(4), 1.5) == 0.0
+
+
+def test_tost_by_a_deviation_that_others_tell():
+    values = FLAT - FLAT.mean()
+    assert tost(values, 0.01, values.std(ddof=1)) == pytest.approx(tost(values, 0.01), rel=1e-12)
+    # error 0.02 / sqrt(4) = 0.01, so that the margin is one error off, with 3 degrees of freedom
+    assert tost(np.zeros(4), 0.01, 0.02) == pytest.approx(stats.t.sf(1, 3))
+    assert tost(np.zeros(4), 0.01, 0.0) == tost(np.zeros(4), 0.01)
+
+
+def test_pooled_deviation_by_hand():
+    # sums of squares 2 and 8, degrees of freedom 1 and 2
+    samples = [np.array([1.0, 3.0]), np.array([0.0, 2.0, 4.0]), np.array([])]
+    assert pooled_deviation(samples) == pytest.approx((10 / 3) ** 0.5)
+    assert pooled_deviation([np.full(3, 7.0)] * 2) == 0.0
 
 
 @pytest.mark.parametrize(

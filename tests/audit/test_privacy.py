@@ -62,6 +62,20 @@ def test_an_id_leaks_only_where_it_can_be_told_from_a_number(text, leaked):
     assert leaks([text], ids).tolist() == [leaked]
 
 
+@pytest.mark.parametrize(
+    ("text", "leaked"),
+    [
+        ("If you like Independence Day (a.k.a. ID4), try it", False),
+        ("Like User 7: The Return", False),
+        ("As user 4 said of ID4", True),
+        ("For id 7", True),
+    ],
+)
+def test_a_title_with_a_marker_is_no_leak(text, leaked):
+    ids = user_ids(["4", "7"], ["Independence Day (a.k.a. ID4)", "User 7: The Return"])
+    assert leaks([text], ids).tolist() == [leaked]
+
+
 def test_ids_are_sorted_in_view_of_the_catalogue():
     ids = user_ids(["A1XQ7K", "1984", "42", "--"], ["Written in 1984"])
     assert ids.distinctive == {("a1xq7k",)}

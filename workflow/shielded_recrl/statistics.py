@@ -95,7 +95,19 @@ def bootstrap_means(columns: np.ndarray, resamples: int = 2000, seed: int = 0) -
     ]
 
 
-def tost(differences: np.ndarray, margin: float) -> float:
+def pooled_deviation(samples: Sequence[np.ndarray]) -> float:
+    """Standard deviation within samples, pooled over them; 0 where none has any spread.
+
+    sqrt(sum_s sum_i (x_si - mean_s)^2 / sum_s (N_s - 1)).
+
+    Args:
+        samples: [N_s] each, one of them with two values or more.
+    """
+    squares = sum(float(((sample - sample.mean()) ** 2).sum()) for sample in samples if len(sample))
+    return (squares / sum(len(sample) - 1 for sample in samples if len(sample))) ** 0.5
+
+
+def tost(differences: np.ndarray, margin: float, deviation: float | None = None) -> float:
     """p-value that the mean of paired differences lies within (-margin, margin).
 
     Two one-sided t-tests (Schuirmann 1987): the larger of the p-values against a mean of at most
@@ -109,6 +121,8 @@ def tost(differences: np.ndarray, margin: float) -> float:
     Args:
         differences: [U], one a user; without spread, p holds for differences in [-1, 1] only.
         margin: of equivalence, in their unit.
+        deviation: standard deviation of a difference, where more than these tell it, as other runs on
+            the same users; by default, that of the differences.
 
     Raises:
         ValueError: fewer than two differences, one that is not finite, or no positive margin.
@@ -119,9 +133,9 @@ def tost(differences: np.ndarray, margin: float) -> float:
     units = len(differences)
     if units < 2 or not margin > 0:
         raise ValueError(f"TOST needs two units and a positive margin, got {units} and {margin}")
-    if np.ptp(differences) == 0:
+    if not deviation and np.ptp(differences) == 0:
         return _without_spread(abs(float(differences[0])), units, margin)
-    mean, error = differences.mean(), differences.std(ddof=1) / units**0.5
+    mean, error = differences.mean(), (deviation or differences.std(ddof=1)) / units**0.5
     return float(t.sf((margin - abs(mean)) / error, units - 1))
 
 

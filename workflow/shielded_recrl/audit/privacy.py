@@ -6,7 +6,8 @@ leak or copy, and an exact upper bound of a rate (Clopper and Pearson 1934).
 A text is compared word by word: a word is a run of letters and digits, in lower case; "user4821" and
 "u4821" count as two words, too. An id is *distinctive* if it has at least four characters and occurs
 nowhere in the catalogue; such an id leaks wherever it is written. Any other id could be a year, a
-volume or a count, and leaks only right after a word such as "user" or "id". A name is distinctive if
+volume or a count, and leaks only right after a word such as "user" or "id", unless the catalogue
+itself writes it so ("Independence Day (a.k.a. ID4)"). A name is distinctive if
 it has two words or more and occurs nowhere in the catalogue; a name that several users bear tells
 nobody apart and is left out.
 """
@@ -34,10 +35,17 @@ GLUED = re.compile(
 
 
 class UserIds(NamedTuple):
-    """Ids or names as phrases: those that leak anywhere, and those that leak after a marker."""
+    """Ids or names as phrases.
+
+    Attributes:
+        distinctive: those that leak anywhere.
+        marked: those that leak after a marker.
+        known: of these, each with its marker, what the catalogue itself says.
+    """
 
     distinctive: frozenset[Phrase]
     marked: frozenset[Phrase]
+    known: frozenset[Phrase] = frozenset()
 
 
 def words(text: str) -> Phrase:
@@ -78,8 +86,7 @@ def user_ids(ids: Iterable[str], catalogue: Sequence[str]) -> UserIds:
     """Sort ids into those distinctive in view of the catalogue's texts and those that are not."""
     phrases = {phrase for value in ids if (phrase := words(value))}
     long = {p for p in phrases if sum(map(len, p)) >= DISTINCTIVE_LENGTH}
-    distinctive = frozenset(long - occurring(long, catalogue))
-    return UserIds(distinctive, frozenset(phrases - distinctive))
+    return _sorted(phrases, long, catalogue)
 
 
 def user_names(names: Iterable[str], catalogue: Sequence[str]) -> UserIds:
@@ -92,15 +99,31 @@ def user_names(names: Iterable[str], catalogue: Sequence[str]) -> UserIds:
     bearers = Counter(phrase for name in names if (phrase := words(name)))
     unique = {phrase for phrase, users in bearers.items() if users == 1}
     full = {phrase for phrase in unique if len(phrase) > 1}
-    distinctive = frozenset(full - occurring(full, catalogue))
-    return UserIds(distinctive, frozenset(unique - distinctive))
+    return _sorted(unique, full, catalogue)
+
+
+def _sorted(phrases: Set[Phrase], distinctive: Set[Phrase], catalogue: Sequence[str]) -> UserIds:
+    """Phrases, of which some are distinctive where the catalogue does not say them."""
+    own = distinctive - occurring(distinctive, catalogue)
+    marked = phrases - own
+    known = occurring(_with_markers(marked), chain.from_iterable(map(_readings, catalogue)))
+    return UserIds(frozenset(own), frozenset(marked), frozenset(known))
+
+
+def _with_markers(phrases: Set[Phrase]) -> set[Phrase]:
+    return {(marker, *phrase) for phrase in phrases for marker in MARKERS}
+
+
+def _readings(text: str) -> tuple[str, str]:
+    """A text as it stands, and with its markers apart."""
+    return text, unglued(text)
 
 
 def leaks(texts: Sequence[str], ids: UserIds) -> np.ndarray:
     """Mark [N] the texts that contain a user's id, or a user's name, also glued to a marker."""
-    marked = {(marker, *phrase) for phrase in ids.marked for marker in MARKERS}
-    readings = [(text, unglued(text)) for text in texts]
-    found = occurring(ids.distinctive | marked, chain.from_iterable(readings))
+    readings = [_readings(text) for text in texts]
+    leaking = ids.distinctive | (_with_markers(ids.marked) - ids.known)
+    found = occurring(leaking, chain.from_iterable(readings))
     return np.array([bool(occurring(found, pair)) for pair in readings], dtype=bool)
 
 
