@@ -318,6 +318,11 @@ def test_explanations_are_shown_as_they_are_and_stay_in_their_cells(study):
             assert (cell[4].split()[1], cell[4].split()[-1]) == (str(place), "24.")
 
 
+def test_an_item_without_categories_has_no_brackets():
+    assert explanations.item("Portal", ["Action", "Puzzle"]) == "Portal (Action, Puzzle)"
+    assert explanations.item("Ricochet", []) == "Ricochet"
+
+
 def test_without_those_variants_the_first_of_the_study_is_shown(study):
     runs = load_runs(study.runs, study.audits, study.stats)
     others = [run for run in runs if run.variant not in explanations.VARIANTS]

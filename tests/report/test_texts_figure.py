@@ -85,6 +85,13 @@ def test_an_empty_panel_says_why(study, reason):
     assert not steam.lines
 
 
+def test_nothing_is_explained_where_nothing_is_drawn(study):
+    runs, rows = load(study)
+    assert texts.figure(runs, rows).legends
+    places = [place for place, run in enumerate(runs) if run.dataset == "steam"]
+    assert not texts.figure([runs[p] for p in places], [rows[p] for p in places]).legends
+
+
 def test_nothing_is_cut_off_with_many_runs_or_one(extended):
     study = extended(*(("books", f"variant_{number}", 42) for number in range(14)))
     runs, rows = load(study)

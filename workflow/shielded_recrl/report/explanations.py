@@ -47,6 +47,15 @@ def shown(runs: Sequence[Run]) -> list[Run]:
     return [first[name] for name in VARIANTS if name in first] or [runs[0]]
 
 
+def item(title: str, categories: Sequence[str]) -> str:
+    """An item as people write it.
+
+    >>> item("Portal", ["Action", "Puzzle"]), item("Ricochet", [])
+    ('Portal (Action, Puzzle)', 'Ricochet')
+    """
+    return f"{title} ({', '.join(categories)})" if categories else title
+
+
 def _section(run: Run) -> str:
     texts = read_jsonl(run.folder / "explanations.jsonl")
     last = max(row["step"] for row in texts)
@@ -55,7 +64,7 @@ def _section(run: Run) -> str:
     rows = [
         [
             in_cell("; ".join(old["history"])),
-            in_cell(f"{old['title']} ({', '.join(old['categories'])})"),
+            in_cell(item(old["title"], old["categories"])),
             in_cell(old["text"]),
             f"{old['quality']:.2f}",
             in_cell(new["text"]),

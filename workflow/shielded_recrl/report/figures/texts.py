@@ -53,7 +53,8 @@ def figure(runs: Sequence[Run], rows: Sequence[Row]) -> Figure:
         for axes, (dataset, group) in zip(panels, groups.items(), strict=True):
             axes.set_title(titles[dataset].replace(" (", "\n("))
             _panel(axes, group, style)
-        legend(drawn, _handles(), 2)
+        if any(map(_scored, groups.values())):
+            legend(drawn, _handles(), 2)
     return drawn
 
 
