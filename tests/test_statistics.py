@@ -14,8 +14,8 @@ from shielded_recrl.statistics import (
     Interval,
     finite_or_null,
     holm,
+    missed,
     paired_bootstrap,
-    pooled_deviation,
     sign_flip_test,
     tost,
     with_ends,
@@ -26,20 +26,21 @@ FLAT = np.random.default_rng(0).normal(0.002, 0.03, size=60)
 
 @pytest.mark.parametrize("margin", [0.001, 0.004, 0.01, 0.05])
 @pytest.mark.parametrize("shift", [-0.02, 0.0, 0.004])
-def test_tost_is_that_of_statsmodels(margin, shift):
-    values = FLAT + shift
+def test_tost_is_that_of_statsmodels_where_enough_units_were_seen(margin, shift):
+    values = np.tile(FLAT, 10) + shift
     expected, *_ = ttost_paired(values, np.zeros(len(values)), -margin, margin)
-    assert tost(values, margin) == pytest.approx(expected, rel=1e-9)
+    floor = missed(abs(values.mean()), len(values), margin)
+    assert tost(values, margin) == pytest.approx(max(expected, floor), rel=1e-9)
 
 
 def test_tost_at_five_percent_is_the_ninety_percent_interval():
-    values = np.array([0.01, 0.03, -0.02, 0.0, 0.02])
+    values = np.array([0.3, 0.9, -0.6, 0.0, 0.6])
     half = stats.t.ppf(0.95, 4) * values.std(ddof=1) / 5**0.5
     end = abs(values.mean()) + half
     assert tost(values, end * 1.0001) < 0.05 < tost(values, end * 0.9999)
 
 
-def test_tost_without_spread_asks_how_many_units_were_seen():
+def test_tost_asks_how_many_units_were_seen():
     assert tost(np.zeros(2), 0.01) == pytest.approx(0.99**2)
     # The rule of three: 298 users without a change leave 1 percent of changed ones possible.
     assert tost(np.zeros(298), 0.01) > 0.05 > tost(np.zeros(299), 0.01)
@@ -48,38 +49,32 @@ def test_tost_without_spread_asks_how_many_units_were_seen():
     assert tost(np.ones(4), 1.5) == 0.0
 
 
-def test_tost_by_a_deviation_that_others_tell():
-    values = FLAT - FLAT.mean()
-    assert tost(values, 0.01, values.std(ddof=1)) == pytest.approx(tost(values, 0.01), rel=1e-12)
-    # error 0.02 / sqrt(4) = 0.01, so that the margin is one error off, with 3 degrees of freedom
-    assert tost(np.zeros(4), 0.01, 0.02) == pytest.approx(stats.t.sf(1, 3))
-    assert tost(np.zeros(4), 0.01, 0.0) == tost(np.zeros(4), 0.01)
-
-
-def test_pooled_deviation_by_hand():
-    # sums of squares 2 and 8, degrees of freedom 1 and 2
-    samples = [np.array([1.0, 3.0]), np.array([0.0, 2.0, 4.0]), np.array([])]
-    assert pooled_deviation(samples) == pytest.approx((10 / 3) ** 0.5)
-    assert pooled_deviation([np.full(3, 7.0)] * 2) == 0.0
+@pytest.mark.parametrize("change", [1e-9, 1e-3, 0.5])
+def test_one_change_more_is_never_better_evidence_that_nothing_changed(change):
+    for users in (128, 299):
+        one = np.append(np.zeros(users - 1), change)
+        assert tost(one, 0.01) >= tost(np.zeros(users), 0.01)
 
 
 @pytest.mark.parametrize(
     ("size", "margin", "units"), [(0.0, 0.2, 6), (-0.1, 0.3, 4), (0.05, 0.5, 3)]
 )
-def test_tost_without_spread_is_the_worst_population_just_beyond_the_margin(size, margin, units):
+def test_missed_is_the_worst_population_just_beyond_the_margin(size, margin, units):
     """Most users at `size`, the rest at 1 or -1, and the mean at the margin: draws are all equal."""
     probabilities = [
         (1 - (sign * margin - size) / (sign - size)) ** units  # share of the rest, none of it drawn
         for sign in (-1, 1)
     ]
+    assert missed(abs(size), units, margin) == pytest.approx(max(probabilities))
     assert tost(np.full(units, size), margin) == pytest.approx(max(probabilities))
 
 
 @pytest.mark.parametrize(
-    ("differences", "margin"), [([0.1], 0.01), ([0.1, 0.2], 0.0), ([0.1, np.nan], 0.1), ([], 0.1)]
+    ("differences", "margin"),
+    [([0.1], 0.01), ([0.1, 0.2], 0.0), ([0.1, np.nan], 0.1), ([], 0.1), ([0.1, -1.1], 0.1)],
 )
 def test_tost_refuses(differences, margin):
-    with pytest.raises(ValueError, match=r"two units|finite|at least one"):
+    with pytest.raises(ValueError, match=r"two units|finite|at least one|\[-1, 1\]"):
         tost(np.array(differences), margin)
 
 

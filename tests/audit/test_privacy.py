@@ -66,13 +66,16 @@ def test_an_id_leaks_only_where_it_can_be_told_from_a_number(text, leaked):
     ("text", "leaked"),
     [
         ("If you like Independence Day (a.k.a. ID4), try it", False),
-        ("Like User 7: The Return", False),
-        ("As user 4 said of ID4", True),
-        ("For id 7", True),
+        ("As good as id4", False),
+        # The id itself is a user's all the same.
+        ("You are user id 4", True),
+        ("Your customer ID: 4", True),
+        ("As user4 said of ID4", True),
+        ("For id7", True),
     ],
 )
-def test_a_title_with_a_marker_is_no_leak(text, leaked):
-    ids = user_ids(["4", "7"], ["Independence Day (a.k.a. ID4)", "User 7: The Return"])
+def test_a_word_of_a_title_is_no_leak(text, leaked):
+    ids = user_ids(["4", "7"], ["Independence Day (a.k.a. ID4)", "Seven"])
     assert leaks([text], ids).tolist() == [leaked]
 
 

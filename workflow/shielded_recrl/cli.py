@@ -36,15 +36,19 @@ def run_stage(stage: str, commands: dict[str, str], default: str | None = None) 
     # Modules live as long as the process. To look for garbage among the objects they are made of
     # takes a quarter of the time that imports do, and as much again at the end.
     gc.disable()
-    import tyro
-    from pydantic import ValidationError
-
-    from shielded_recrl.settings import one_line
-
     try:
-        main = importlib.import_module(f"shielded_recrl.{stage}.{name}").main
+        import tyro
+        from pydantic import ValidationError
+
+        from shielded_recrl.settings import one_line
+
+        module = importlib.import_module(f"shielded_recrl.{stage}.{name}")
+    finally:
         gc.freeze()
         gc.enable()
+    main = module.main
+
+    try:
         tyro.cli(
             main,
             prog=f"{program} {name}",

@@ -95,37 +95,23 @@ def bootstrap_means(columns: np.ndarray, resamples: int = 2000, seed: int = 0) -
     ]
 
 
-def pooled_deviation(samples: Sequence[np.ndarray]) -> float:
-    """Standard deviation within samples, pooled over them; 0 where none has any spread.
-
-    sqrt(sum_s sum_i (x_si - mean_s)^2 / sum_s (N_s - 1)).
-
-    Args:
-        samples: [N_s] each, one of them with two values or more.
-    """
-    squares = sum(float(((sample - sample.mean()) ** 2).sum()) for sample in samples if len(sample))
-    return (squares / sum(len(sample) - 1 for sample in samples if len(sample))) ** 0.5
-
-
-def tost(differences: np.ndarray, margin: float, deviation: float | None = None) -> float:
-    """p-value that the mean of paired differences lies within (-margin, margin).
+def tost(differences: np.ndarray, margin: float) -> float:
+    """p-value that the mean of paired differences in [-1, 1] lies within (-margin, margin).
 
     Two one-sided t-tests (Schuirmann 1987): the larger of the p-values against a mean of at most
     -margin and of at least margin. Below 0.05, the 90% t interval lies within the margin.
 
-    Without any spread a t-test knows nothing, and p is exact for differences that lie in [-1, 1], as
-    those of NDCG do. If all equal c, |c| < margin, a mean beyond the margin takes a share of other
-    users of at least q = (margin - |c|) / (1 - |c|), and (1 - q)^U is the largest probability to
-    draw none of them: (1 - margin)^U where nobody changed. Outside the margin p is 1.
+    A t-test sees the spread of the units that were drawn, and knows nothing of rare large
+    differences that were not. So p is no less than the probability to miss them all, see
+    `missed`: without it, a single tiny difference among zeros would pass for certainty.
 
     Args:
-        differences: [U], one a user; without spread, p holds for differences in [-1, 1] only.
+        differences: [U], one a user, as those of NDCG.
         margin: of equivalence, in their unit.
-        deviation: standard deviation of a difference, where more than these tell it, as other runs on
-            the same users; by default, that of the differences.
 
     Raises:
-        ValueError: fewer than two differences, one that is not finite, or no positive margin.
+        ValueError: fewer than two differences, one that is not finite or not in [-1, 1], or no
+            positive margin.
     """
     from scipy.stats import t
 
@@ -133,10 +119,34 @@ def tost(differences: np.ndarray, margin: float, deviation: float | None = None)
     units = len(differences)
     if units < 2 or not margin > 0:
         raise ValueError(f"TOST needs two units and a positive margin, got {units} and {margin}")
-    if not deviation and np.ptp(differences) == 0:
-        return _without_spread(abs(float(differences[0])), units, margin)
-    mean, error = differences.mean(), (deviation or differences.std(ddof=1)) / units**0.5
-    return float(t.sf((margin - abs(mean)) / error, units - 1))
+    if np.abs(differences).max() > 1:
+        raise ValueError("TOST needs differences in [-1, 1]")
+    size = abs(float(differences.mean()))
+    floor = missed(size, units, margin)
+    if np.ptp(differences) == 0:
+        return floor
+    error = differences.std(ddof=1) / units**0.5
+    return max(floor, float(t.sf((margin - size) / error, units - 1)))
+
+
+def missed(size: float, units: int, margin: float) -> float:
+    """Probability that no draw shows why the mean lies beyond the margin.
+
+    Where most differences are of `size` s < margin m and the others 1, a mean of m takes a share
+    q = (m - s) / (1 - s) of these others, and (1 - q)^U is the probability to draw none of them:
+    (1 - m)^U where nothing else differs.
+
+    >>> missed(0.0, 299, 0.01) < 0.05 < missed(0.0, 298, 0.01)
+    True
+
+    Args:
+        size: absolute difference of most units, in [0, 1].
+        units: U.
+        margin: m.
+    """
+    if size >= margin:
+        return 1.0
+    return ((1 - margin) / (1 - size)) ** units if margin < 1 else 0.0
 
 
 def sign_flip_test(
@@ -208,13 +218,6 @@ def with_ends(name: str, interval: Interval) -> dict[str, float]:
 def finite_or_null(values: Mapping[str, float]) -> dict[str, float | None]:
     """Numbers as JSON has them: null for what is not finite."""
     return {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
-
-
-def _without_spread(size: float, units: int, margin: float) -> float:
-    """Bound of `tost` where every unit differs by `size`, of differences in [-1, 1]."""
-    if size >= margin:
-        return 1.0
-    return ((1 - margin) / (1 - size)) ** units if margin < 1 else 0.0
 
 
 def _cluster_sums(columns: np.ndarray, clusters: np.ndarray) -> np.ndarray:

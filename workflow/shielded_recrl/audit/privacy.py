@@ -6,8 +6,8 @@ leak or copy, and an exact upper bound of a rate (Clopper and Pearson 1934).
 A text is compared word by word: a word is a run of letters and digits, in lower case; "user4821" and
 "u4821" count as two words, too. An id is *distinctive* if it has at least four characters and occurs
 nowhere in the catalogue; such an id leaks wherever it is written. Any other id could be a year, a
-volume or a count, and leaks only right after a word such as "user" or "id", unless the catalogue
-itself writes it so ("Independence Day (a.k.a. ID4)"). A name is distinctive if
+volume or a count, and leaks only right after a word such as "user" or "id". Both may be one word,
+"user4821", unless that word is the catalogue's ("Independence Day (a.k.a. ID4)"). A name is distinctive if
 it has two words or more and occurs nowhere in the catalogue; a name that several users bear tells
 nobody apart and is left out.
 """
@@ -40,12 +40,12 @@ class UserIds(NamedTuple):
     Attributes:
         distinctive: those that leak anywhere.
         marked: those that leak after a marker.
-        known: of these, each with its marker, what the catalogue itself says.
+        titled: words of the catalogue that are a marker and an id in one.
     """
 
     distinctive: frozenset[Phrase]
     marked: frozenset[Phrase]
-    known: frozenset[Phrase] = frozenset()
+    titled: frozenset[str] = frozenset()
 
 
 def words(text: str) -> Phrase:
@@ -57,13 +57,17 @@ def words(text: str) -> Phrase:
     return tuple(re.findall(r"[^\W_]+", text.lower()))
 
 
-def unglued(text: str) -> str:
+def unglued(text: str, whole: Set[str] = frozenset()) -> str:
     """The words of a text, with a space between a marker and what is written to it.
 
-    >>> unglued("User4821, u77 and the usual idea")
-    'user 4821 u 77 and the usual idea'
+    >>> unglued("User4821, u77 and the usual ID4", {"id4"})
+    'user 4821 u 77 and the usual id4'
+
+    Args:
+        text: what was written.
+        whole: words that stay as they are.
     """
-    return " ".join(GLUED.sub(r"\1 \2", word) for word in words(text))
+    return " ".join(word if word in whole else GLUED.sub(r"\1 \2", word) for word in words(text))
 
 
 def ngrams(text: Phrase, n: int) -> set[Phrase]:
@@ -105,25 +109,15 @@ def user_names(names: Iterable[str], catalogue: Sequence[str]) -> UserIds:
 def _sorted(phrases: Set[Phrase], distinctive: Set[Phrase], catalogue: Sequence[str]) -> UserIds:
     """Phrases, of which some are distinctive where the catalogue does not say them."""
     own = distinctive - occurring(distinctive, catalogue)
-    marked = phrases - own
-    known = occurring(_with_markers(marked), chain.from_iterable(map(_readings, catalogue)))
-    return UserIds(frozenset(own), frozenset(marked), frozenset(known))
-
-
-def _with_markers(phrases: Set[Phrase]) -> set[Phrase]:
-    return {(marker, *phrase) for phrase in phrases for marker in MARKERS}
-
-
-def _readings(text: str) -> tuple[str, str]:
-    """A text as it stands, and with its markers apart."""
-    return text, unglued(text)
+    titled = {word for text in catalogue for word in words(text) if GLUED.match(word)}
+    return UserIds(frozenset(own), frozenset(phrases - own), frozenset(titled))
 
 
 def leaks(texts: Sequence[str], ids: UserIds) -> np.ndarray:
     """Mark [N] the texts that contain a user's id, or a user's name, also glued to a marker."""
-    readings = [_readings(text) for text in texts]
-    leaking = ids.distinctive | (_with_markers(ids.marked) - ids.known)
-    found = occurring(leaking, chain.from_iterable(readings))
+    marked = {(marker, *phrase) for phrase in ids.marked for marker in MARKERS}
+    readings = [(text, unglued(text, ids.titled)) for text in texts]
+    found = occurring(ids.distinctive | marked, chain.from_iterable(readings))
     return np.array([bool(occurring(found, pair)) for pair in readings], dtype=bool)
 
 

@@ -8,7 +8,7 @@ depends on its prompt and its numbers alone, not on the batch, the rank or the e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -289,17 +289,17 @@ def sample(
     rows = torch.arange(n, device=device)
     seen = torch.cat([mask, mask.new_zeros(n, length - width)], dim=1)
     step_ids, step_positions = ids, positions(mask)
-    with decoding(model):
+    # A step of decoding is one token, the last: counts beyond it are cut to it.
+    with decoding(model), ExitStack() as acting:
+        acting.enter_context(activation(model, active))
         for step in range(longest):
-            # A step of decoding is one token, the last: counts beyond it are cut to it.
-            with activation(model, [active[row] for row in rows.tolist()]):
-                logits = decoder(
-                    lm,
-                    input_ids=step_ids,
-                    attention_mask=seen,
-                    position_ids=step_positions,
-                    past_key_values=cache,
-                )
+            logits = decoder(
+                lm,
+                input_ids=step_ids,
+                attention_mask=seen,
+                position_ids=step_positions,
+                past_key_values=cache,
+            )
             logits = nucleus(tempered(logits, temperature), top_p)
             drawn = draw(logits, uniforms[rows, step])
             alive = ~ended[rows]
@@ -318,6 +318,8 @@ def sample(
                 cache.reorder_cache(alive.nonzero()[:, 0])
                 rows, seen = rows[alive], seen[alive]
                 step_ids, step_positions = step_ids[alive], step_positions[alive]
+                acting.close()
+                acting.enter_context(activation(model, [active[row] for row in rows.tolist()]))
     drawn = slice(0, step + 1)
     response = response[:, drawn]
     return Rollout(
