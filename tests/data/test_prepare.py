@@ -367,8 +367,9 @@ def test_unreadable_plays_are_counted_by_reason(tmp_path, command):
 
 
 REVIEW = json.dumps({"reviewerID": "U", "asin": "B", "overall": 5, "unixReviewTime": 1})
-PACKED = gzip.compress(f"{REVIEW}\n".encode() * 500)
-PACKED_CSV = gzip.compress((HEADER + "1,1,4.0,1\n" * 5000).encode())
+# Names of tests hold these bytes, and pytest-xdist wants the same names from every worker.
+PACKED = gzip.compress(f"{REVIEW}\n".encode() * 500, mtime=0)
+PACKED_CSV = gzip.compress((HEADER + "1,1,4.0,1\n" * 5000).encode(), mtime=0)
 
 
 @pytest.mark.parametrize(
