@@ -1,5 +1,7 @@
 """Commands: what help says, and that every mistake is one line and exit status 1."""
 
+import gc
+import importlib
 import os
 import signal
 import subprocess
@@ -103,7 +105,21 @@ def test_an_interrupt_is_one_line_and_130(stopped):
     def main() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    assert stopped(main) == (130, "python -m shielded_recrl.data act: interrupted\n")
+    # Shells start what runs in the background with interrupts ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert stopped(main) == (130, "python -m shielded_recrl.data act: interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_while_it_imports_is_one_line_too(stopped, monkeypatch):
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    assert stopped(None) == (130, "python -m shielded_recrl.data act: interrupted\n")
+    assert gc.isenabled()
 
 
 def test_what_the_system_refuses_is_one_line(stopped, tmp_path):

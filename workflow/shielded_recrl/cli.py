@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
+from types import ModuleType
 from typing import NoReturn
 
 from shielded_recrl.errors import UserError, first_line
@@ -33,22 +34,13 @@ def run_stage(stage: str, commands: dict[str, str], default: str | None = None) 
         name, arguments = default, sys.argv[1:]
     if name not in commands:
         sys.exit(f"{program}: unknown command {name!r}; expected one of: {', '.join(commands)}")
-    # Modules live as long as the process. To look for garbage among the objects they are made of
-    # takes a quarter of the time that imports do, and as much again at the end.
-    gc.disable()
-    try:
-        import tyro
-        from pydantic import ValidationError
+    import tyro
+    from pydantic import ValidationError
 
-        from shielded_recrl.settings import one_line
-
-        module = importlib.import_module(f"shielded_recrl.{stage}.{name}")
-    finally:
-        gc.freeze()
-        gc.enable()
-    main = module.main
+    from shielded_recrl.settings import one_line
 
     try:
+        main = _imported(f"shielded_recrl.{stage}.{name}").main
         tyro.cli(
             main,
             prog=f"{program} {name}",
@@ -65,6 +57,20 @@ def run_stage(stage: str, commands: dict[str, str], default: str | None = None) 
         print(f"{program} {name}: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def _imported(name: str) -> ModuleType:
+    """A module, imported without looking for garbage among the objects that modules are made of.
+
+    They live as long as the process, and the search takes a quarter of the time of the imports, and as
+    much again at the end.
+    """
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def system_reason(error: OSError) -> str:
