@@ -23,7 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from matplotlib.transforms import Bbox
 
 from shielded_recrl.report.columns import Row
-from shielded_recrl.report.figures.style import STYLE, Style, styles
+from shielded_recrl.report.figures.style import GREY, STYLE, Style, styles
 from shielded_recrl.report.study import UNSHIELDED, Cell, cells, title
 
 # Without a shield, on the last block and on all blocks: the one that gained more is to compare with,
@@ -278,11 +278,11 @@ def _drifts(one: Point) -> list[float]:
 
 
 def _handles(measured: Sequence[str], shaded: bool) -> list[Line2D | Patch]:
-    mark = {"color": "#4D4D4D", "linestyle": ""}
+    mark = {"color": GREY, "linestyle": ""}
     handles: list[Line2D | Patch] = [
         Line2D([], [], **mark, marker="D", markersize=5, label="mean over seeds"),
         Line2D([], [], **mark, marker="o", markersize=2.6, label="one seed"),
-        Line2D([], [], color="#4D4D4D", linewidth=0.8, label="95% intervals of all seeds"),
+        Line2D([], [], color=GREY, linewidth=0.8, label="95% intervals of all seeds"),
         Line2D(
             *([], []),
             **{"color": "black", "linestyle": "--", "linewidth": 0.8},
@@ -295,7 +295,7 @@ def _handles(measured: Sequence[str], shaded: bool) -> list[Line2D | Patch]:
         handles.append(
             Line2D(
                 *([], []),
-                **{**HOLLOW, "color": "#4D4D4D", "marker": marker or "D"},
+                **{**HOLLOW, "color": GREY, "marker": marker or "D"},
                 markersize=size - (marker is None),
                 label=label,
             )

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from shielded_recrl.report.columns import Row
 from shielded_recrl.report.figures.frontier import root_scale
-from shielded_recrl.report.figures.style import STYLE, Style, legend, styles
+from shielded_recrl.report.figures.style import GREY, STYLE, Style, legend, styles
 from shielded_recrl.report.runs import Run
 from shielded_recrl.report.study import title
 
@@ -138,7 +138,7 @@ def _handles(style: Style, found: bool) -> list[Line2D]:
         Line2D([], [], color=colour, marker=marker, markersize=4, linewidth=1.5, label=variant)
         for variant, (colour, marker) in style.items()
     ]
-    grey = {"color": "#4D4D4D"}
+    grey = {"color": GREY}
     handles += [
         Line2D([], [], **grey, **GOLD, label="gold: quality"),
         Line2D([], [], **grey, **PROXY, label="proxy: reward"),
