@@ -33,8 +33,8 @@ def test_stage_has_the_same_name_everywhere():
     packages = {
         path.parent.name for path in (ROOT / "workflow/shielded_recrl").glob("*/__main__.py")
     }
-    # `explain` serves a finished study and is no step of it.
-    assert packages == {*STAGES, "explain"}
+    # `explain` serves a finished study, `cluster` prepares machines: neither is a step of it.
+    assert packages == {*STAGES, "explain", "cluster"}
     assert sorted({path.stem for path in ROOT.glob("envs/*.yaml")} - {"download"}) == STAGES
     assert {f"{stage}.md" for stage in STAGES} <= {path.name for path in ROOT.glob("docs/*.md")}
 

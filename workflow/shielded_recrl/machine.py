@@ -23,6 +23,14 @@ class ResourceSettings(Settings):
     gpu: int = Field(
         0, ge=0, description="GPUs of a job that runs the LM; training shares a batch among them."
     )
+    runtime: int = Field(
+        720, ge=1, description="Time limit of a job that runs the LM, in minutes, on a cluster."
+    )
+    shards: Literal[1, 2, 4, 8, 16, 32, 64, 128, 256] = Field(
+        1,
+        description="Jobs that share the prefixes, moments, texts and audits of a large dataset; "
+        "changes no result.",
+    )
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         ("tensorboard",),
         description="Where training reports while it goes on, beside train.jsonl; W&B is offline "
