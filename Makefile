@@ -9,12 +9,14 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m
 REPORT := results/report/report.html
 # One thread is best for an LM as small as the embedded one.
 THREADS ?= 1
+# What doctor checks the machine against: one or more config files.
+CONFIG ?= config/full.yaml
 RLHF := OMP_NUM_THREADS=$(THREADS) $(RUN) shielded_recrl.rl --overwrite True
 
-.PHONY: help results report gate explain verify train_smoke train_quick train_full tensorboard env dev check test lint format schema lock clean
+.PHONY: help results report gate explain verify pod-setup doctor pack unpack train_smoke train_quick train_full tensorboard env dev check test lint format schema licences lock clean
 
 help: ## show this list
-	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 results: env ## run the whole pipeline on the embedded data
 	$(RUN) snakemake --cores $(CORES) --scheduler greedy --quiet reason host
@@ -44,6 +46,21 @@ explain: env ## pages to browse users, recommendations and explanations
 verify: env ## check results against their manifest
 	$(RUN) shielded_recrl.report.verify results
 
+pod-setup: env .venv/quant.stamp ## prepare a bare pod: packages, 4-bit weights, hub cache here
+	@mkdir -p .cache/huggingface
+	@echo "ready: packages in .venv, the hub's downloads in .cache/huggingface"
+	@echo "next   make doctor"
+	@echo "then   source .venv/bin/activate && snakemake --profile runpod"
+
+doctor: env ## check this machine against CONFIG (config/full.yaml)
+	@$(RUN) shielded_recrl.cluster doctor --config $(CONFIG)
+
+pack: env ## write finished work into packs/, all or DATASET
+	$(RUN) shielded_recrl.cluster pack$(DATASET:%= --dataset %)
+
+unpack: env ## restore the archives in packs/, all or DATASET
+	$(RUN) shielded_recrl.cluster unpack $(if $(DATASET),$(DATASET:%=packs/%.tar),packs/*.tar)
+
 train_smoke: env ## plain RLHF, 12 steps that show it runs (under 2 minutes)
 	$(RLHF) --epochs 2 --steps-per-epoch 6 --batch-size 2 --max-new-tokens 10 --learning-rate 1e-5 --kl-coef 0.1 --seed 42 --device auto --reward sentiment --name smoke
 
@@ -63,10 +80,15 @@ tensorboard: env ## curves of all runs in a browser, also while they go on
 env: .venv/env.stamp ## make .venv with what a run needs
 .venv/env.stamp: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 12) else "Python 3.11 or 3.12 is needed; set PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys, importlib.util as i; sys.exit(None if i.find_spec("ensurepip") else "this Python has no ensurepip; apt-get install python3-venv, or set PYTHON to another")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock $(TORCH_INDEX:%=--extra-index-url %) torch
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable .
+	touch $@
+
+.venv/quant.stamp: .venv/env.stamp
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[quant]'
 	touch $@
 
 dev: .venv/dev.stamp ## add what tests and lint need
@@ -79,11 +101,13 @@ check: lint test ## lint and the whole test suite
 test: dev ## run the whole test suite
 	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 12
 
-lint: dev ## formatting and lint of Python and Snakemake files
+lint: dev ## formatting, lint and known unsafe patterns
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(RUN) snakemake --lint
+	$(BIN)/bandit -q -c bandit.yaml -r workflow
+	$(BIN)/zizmor --offline --no-progress --persona pedantic .github/workflows
 
 format: dev ## format Python and Snakemake files
 	$(RUN) ruff format .
@@ -92,6 +116,9 @@ format: dev ## format Python and Snakemake files
 
 schema: dev ## rewrite config schema, default config and docs/configuration.md
 	$(RUN) shielded_recrl.schema
+
+licences: dev ## rewrite docs/licences.md
+	$(RUN) shielded_recrl.licences
 
 lock: ## rewrite requirements.lock from the newest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv/lock

@@ -21,8 +21,20 @@ include: "rules/audit.smk"
 include: "rules/report.smk"
 
 
+# On a cluster these run where Snakemake does: jobs of seconds, and downloads, which nodes often can't.
 localrules:
     all,
+    download,
+    fetch,
+    make_world,
+    summarise_audits,
+    gate,
+    aggregate,
+    significance,
+    criteria,
+    pages,
+    model_card,
+    manifest,
 
 
 wildcard_constraints:

@@ -5,18 +5,23 @@ import sys
 from pathlib import Path
 
 import yaml
+from snakemake_interface_common.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
+from shielded_recrl import provenance
 from shielded_recrl.config import load_config
+from shielded_recrl.audit.settings import ScorerSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import PromptSettings
+from shielded_recrl.files import remove_partial, sha256
 from shielded_recrl.machine import count_gpus, prepare_environment
-from shielded_recrl.provenance import code_digest
 from shielded_recrl.report.settings import TableSettings
+from shielded_recrl.rl.settings import SlateSettings
 from shielded_recrl.settings import flags, section
-from shielded_recrl.shield.settings import RoleSettings
-from shielded_recrl.study import Study, page_html
+from shielded_recrl.shield.settings import EmbedSettings, RoleSettings
+from shielded_recrl.storage import look_for_folders_anew
+from shielded_recrl.study import BUCKET, Study, page_html
 
 try:
     CONFIG = load_config(config)
@@ -27,21 +32,96 @@ DOWNLOADS = yaml.safe_load(Path(workflow.basedir, "resources/checksums.yaml").re
 STUDY = Study(CONFIG, DOWNLOADS)
 prepare_environment(os.environ, CONFIG.resources.loggers)
 
-# `resources: gpu` limits nothing without a cap: here it is the number of GPUs, where there are any.
-if count_gpus() and "gpu" not in workflow.resource_settings.resources:
-    workflow.resource_settings.resources["gpu"] = count_gpus()
+STORAGE = workflow.storage_settings.default_storage_provider
+if STORAGE == "s3":
+    look_for_folders_anew()
+try:
+    # One line now, not a page of tracebacks from every file of the plan.
+    exists("results/manifest.json")
+except WorkflowError as error:
+    sys.exit(f"{': '.join(str(error).splitlines())}; check endpoint, bucket and keys")
+
+# `resources: gpu` limits nothing without a cap: on one machine it is the number of its GPUs. On a
+# cluster, where `--jobs` counts nodes, the GPUs of the login node say nothing.
+if count_gpus() and workflow.resource_settings.nodes is None:
+    if "gpu" not in workflow.resource_settings.resources:
+        workflow.register_resource("gpu", count_gpus())
 
 LM_THREADS = CONFIG.resources.threads
 LM_MEM_MB = CONFIG.resources.mem_mb
+LM_RUNTIME = CONFIG.resources.runtime
 LM_GPU = min(1, CONFIG.resources.gpu)
 # Training alone shares its work among several GPUs, a replica on each.
 PPO_GPU = CONFIG.resources.gpu
 
-PROMPT_FILES = ["resources/prompts/prefix.txt", "resources/prompts/request.txt"]
+
+# No job is at work then: what is half-written will never be whole.
+onstart:
+    remove_partial("results")
+
+
+onsuccess:
+    remove_partial("results")
+
+
+def content(*paths):
+    """Digests of committed files.
+
+    They are parameters and no inputs: they lie beside the code wherever a job runs, and a fresh
+    clone, in which all of them are new, reruns nothing.
+    """
+    return [sha256(Path(workflow.basedir, path))[:16] for path in paths]
+
+
+TEMPLATES = "resources/prompts"
+PROMPTS = content(f"{TEMPLATES}/prefix.txt", f"{TEMPLATES}/request.txt")
 SPLITS = [
     f"results/data/{{dataset}}/{name}.parquet"
     for name in ("train", "valid", "test", "items", "users")
 ]
+
+
+def code_digest(command):
+    """Digest of the code behind a command, for a job that is looked at.
+
+    Worked out then, not for every rule: each job of a cluster starts Snakemake twice.
+    """
+    return lambda wildcards: provenance.code_digest(command)
+
+
+def grown(mem_mb):
+    """Memory of a job: twice as much with each attempt, since it may have died of too little."""
+    return lambda wildcards, attempt: mem_mb * 2 ** (attempt - 1)
+
+
+def placed(inputs):
+    """Inputs, each where it is: in the storage, if there is one, lies only what rules make."""
+    if isinstance(inputs, dict):
+        return {name: placed(some) for name, some in inputs.items()}
+    if isinstance(inputs, list):
+        return [placed(one) for one in inputs]
+    if inputs.startswith(BUCKET):
+        return storage(inputs)
+    return inputs if STUDY.made(inputs) else local(inputs)
+
+
+# A job finds its files where its inputs and outputs are: with a storage, that is not below results/.
+# There a wildcard of an output has its constraint beside it, `{bases,bases-[^/]+}`, where another rule
+# could make the file too: the S3 plugin loses those of `wildcard_constraints:`.
+def data_folder(wildcards, input):
+    """Folder of the prepared dataset."""
+    return os.path.dirname(input.splits[0])
+
+
+def base_folder(wildcards, input):
+    """Folder of the base LM: what a rule made, or the user's own, which is used in place."""
+    folder = STUDY.base_of(wildcards)
+    return input.base[0] if STUDY.made(folder) else folder
+
+
+def folders(paths):
+    """Folders of some files, each once."""
+    return list(dict.fromkeys(map(os.path.dirname, paths)))
 
 
 def given(inputs, *names):

@@ -3,6 +3,13 @@
 
 import re
 
+DATA_FILES = [
+    *(f"{name}.parquet" for name in ("interactions", "train", "valid", "test", "items", "users")),
+    "reviews.parquet",
+    "stats.json",
+    "quarantine.jsonl",
+]
+
 
 rule download:
     output:
@@ -19,7 +26,7 @@ rule download:
         "../envs/download.yaml"
     threads: 1
     resources:
-        mem_mb=500,
+        mem_mb=grown(500),
     params:
         published=lambda w: STUDY.download_flags(w.release, w.file),
     message:
@@ -40,7 +47,7 @@ rule make_world:
         "../envs/data.yaml"
     threads: 1
     resources:
-        mem_mb=500,
+        mem_mb=grown(500),
     params:
         settings=flags(CONFIG.world),
         seed=CONFIG.seed,
@@ -54,14 +61,9 @@ rule make_world:
 
 rule prepare:
     input:
-        lambda w: STUDY.raw_inputs(w.dataset),
+        unpack(lambda w: placed(STUDY.raw_inputs(w.dataset))),
     output:
-        expand(
-            "results/data/{{dataset}}/{name}.parquet",
-            name=["interactions", "train", "valid", "test", "items", "users", "reviews"],
-        ),
-        "results/data/{dataset}/stats.json",
-        "results/data/{dataset}/quarantine.jsonl",
+        expand("results/data/{{dataset}}/{name}", name=DATA_FILES),
     log:
         "results/logs/data/{dataset}/prepare.log",
     benchmark:
@@ -70,9 +72,11 @@ rule prepare:
         "../envs/data.yaml"
     threads: 2
     resources:
-        mem_mb=2000,
+        mem_mb=grown(2000),
+        runtime=240,
     params:
-        raw=lambda w: STUDY.raw_flags(w.dataset),
+        raw=lambda w, input: STUDY.raw_flags(w.dataset, dict(input.items())),
+        out=subpath(output[0], parent=True),
         settings=lambda w: STUDY.prepare_flags(w.dataset),
         seed=CONFIG.seed,
         code=code_digest("shielded_recrl.data.prepare"),
@@ -81,4 +85,4 @@ rule prepare:
     shell:
         "POLARS_MAX_THREADS={threads} "
         "python -m shielded_recrl.data prepare --dataset {wildcards.dataset} {params.raw} "
-        "--out results/data/{wildcards.dataset} --seed {params.seed} {params.settings} 2>&1 | tee {log}"
+        "--out {params.out} --seed {params.seed} {params.settings} 2>&1 | tee {log}"

@@ -4,9 +4,8 @@
 
 rule pretrain:
     input:
-        "results/data/{dataset}/train.parquet",
-        "results/data/{dataset}/items.parquet",
-        templates=[*PROMPT_FILES, "resources/prompts/explanations.yaml"],
+        train="results/data/{dataset}/train.parquet",
+        catalogue="results/data/{dataset}/items.parquet",
     output:
         directory("results/explainer/{dataset}/embedded/model"),
     log:
@@ -17,19 +16,22 @@ rule pretrain:
         "../envs/explainer.yaml"
     threads: LM_THREADS
     resources:
-        mem_mb=LM_MEM_MB,
+        mem_mb=grown(LM_MEM_MB),
+        runtime=LM_RUNTIME,
         gpu=LM_GPU,
     params:
+        data=subpath(input.train, parent=True),
         settings=flags(CONFIG.explainer.pretrain),
         prompt=flags(section(CONFIG.explainer, PromptSettings)),
         explanation=CONFIG.explainer.explanation_tokens,
         seed=CONFIG.seed,
-        templates=lambda w, input: os.path.dirname(input.templates[0]),
+        templates=TEMPLATES,
+        prompts=PROMPTS + content(f"{TEMPLATES}/explanations.yaml"),
         code=code_digest("shielded_recrl.explainer.pretrain"),
     message:
         "Train the embedded base LM of {wildcards.dataset}"
     shell:
-        "python -m shielded_recrl.explainer pretrain --data results/data/{wildcards.dataset} "
+        "python -m shielded_recrl.explainer pretrain --data {params.data} "
         "--templates {params.templates} --out {output} --seed {params.seed} {params.settings} "
         "{params.prompt} --explanation-tokens {params.explanation} 2>&1 | tee {log}"
 
@@ -46,7 +48,7 @@ rule fetch:
         "../envs/explainer.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=grown(1000),
     params:
         hub=lambda w: w.repository.replace("--", "/"),
         revision=lambda w: STUDY.revisions()[w.repository],
@@ -59,27 +61,26 @@ rule fetch:
 
 rule init_lora:
     input:
-        base=lambda w: STUDY.base_inputs(w.dataset, w.base),
-        templates=PROMPT_FILES,
+        base=lambda w: placed(STUDY.base_inputs(w.dataset, w.base)),
     output:
-        directory("results/explainer/{dataset}/{base}/{lora}"),
+        directory("results/explainer/{dataset}/{base}/{lora,lora-[^/]+}"),
     log:
         "results/logs/explainer/{dataset}/{base}/{lora}.log",
     benchmark:
         "results/benchmarks/explainer/{dataset}/{base}/{lora}.tsv"
-    wildcard_constraints:
-        lora="lora-[^/]+",
     conda:
         "../envs/explainer.yaml"
     threads: LM_THREADS
     resources:
-        mem_mb=LM_MEM_MB,
+        mem_mb=grown(LM_MEM_MB),
+        runtime=LM_RUNTIME,
     params:
-        base=lambda w: STUDY.base_path(w.dataset, w.base),
+        base=base_folder,
         precision=lambda w: f"--precision {STUDY.bases[w.base].precision}",
         lora=lambda w: STUDY.lora_flags[w.lora],
         seed=CONFIG.seed,
-        templates=lambda w, input: os.path.dirname(input.templates[0]),
+        templates=TEMPLATES,
+        prompts=PROMPTS,
         code=code_digest("shielded_recrl.explainer.init"),
     message:
         "Initialise {wildcards.lora} for {wildcards.dataset}, base {wildcards.base}"

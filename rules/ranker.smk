@@ -1,10 +1,15 @@
 # REQUIRED INPUTS: results/data/{dataset}/*.parquet, stats.json
 # OUTPUTS: results/ranker/{dataset}/{model,states}.safetensors, train.jsonl, metrics.json, card.md
 
+RANKER_FILES = [
+    *("model.safetensors", "train.jsonl", "states.safetensors"),
+    *("metrics.json", "card.md", "curve.svg"),
+]
+
 
 rule train_ranker:
     input:
-        SPLITS,
+        splits=SPLITS,
     output:
         model="results/ranker/{dataset}/model.safetensors",
         curve="results/ranker/{dataset}/train.jsonl",
@@ -16,23 +21,25 @@ rule train_ranker:
         "../envs/ranker.yaml"
     threads: LM_THREADS
     resources:
-        mem_mb=LM_MEM_MB,
+        mem_mb=grown(LM_MEM_MB),
+        runtime=LM_RUNTIME,
         gpu=LM_GPU,
     params:
+        data=data_folder,
+        out=subpath(output.model, parent=True),
         settings=flags(CONFIG.ranker),
         seed=CONFIG.seed,
         code=code_digest("shielded_recrl.ranker.train"),
     message:
         "Train SASRec on {wildcards.dataset}"
     shell:
-        "python -m shielded_recrl.ranker train --data results/data/{wildcards.dataset} "
-        "--out results/ranker/{wildcards.dataset} --scratch results/scratch/ranker/"
-        "{wildcards.dataset} --seed {params.seed} {params.settings} 2>&1 | tee {log}"
+        "python -m shielded_recrl.ranker train --data {params.data} --out {params.out} "
+        "--scratch results/scratch/ranker/{wildcards.dataset} --seed {params.seed} {params.settings} 2>&1 | tee {log}"
 
 
 rule evaluate_ranker:
     input:
-        SPLITS,
+        splits=SPLITS,
         stats="results/data/{dataset}/stats.json",
         model="results/ranker/{dataset}/model.safetensors",
         curve="results/ranker/{dataset}/train.jsonl",
@@ -54,11 +61,14 @@ rule evaluate_ranker:
         "../envs/ranker.yaml"
     threads: LM_THREADS
     resources:
-        mem_mb=LM_MEM_MB,
+        mem_mb=grown(LM_MEM_MB),
+        runtime=LM_RUNTIME,
     params:
+        data=data_folder,
+        out=subpath(output.metrics, parent=True),
         code=code_digest("shielded_recrl.ranker.evaluate"),
     message:
         "Evaluate SASRec beside its baselines on {wildcards.dataset}"
     shell:
-        "python -m shielded_recrl.ranker evaluate --data results/data/{wildcards.dataset} "
-        "--model {input.model} --out results/ranker/{wildcards.dataset} 2>&1 | tee {log}"
+        "python -m shielded_recrl.ranker evaluate --data {params.data} "
+        "--model {input.model} --out {params.out} 2>&1 | tee {log}"

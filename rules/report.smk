@@ -37,6 +37,20 @@ PAGES = {
     "results/report/significance.md": "6. Evidence",
     "results/audit/audit.md": "7. Audit",
 }
+# What the manifest lists beside its other inputs. With a storage, a job finds only its inputs; a
+# local one looks around below results/, where the user may have removed what nothing needs any more.
+ARTEFACTS = [
+    *(f"results/data/{d}/{name}" for d in STUDY.datasets for name in DATA_FILES),
+    *(f"results/ranker/{d}/{name}" for d in STUDY.datasets for name in RANKER_FILES),
+    *STUDY.shared_files(),
+    *(f"{run}/{name}" for run in RUNS for name in [*RUN_FILES, "adapter", "snapshots.safetensors"]),
+    *AUDITS,
+    *(path.replace("audit.json", "probes.json") for path in AUDITS),
+    *(f"results/audit/audit.{suffix}" for suffix in ("json", "md", "pdf")),
+    *(page for page in PAGES if page.startswith("results/report/")),
+    *(f"results/report/figures/{name}.{suffix}" for name in FIGURES for suffix in ("png", "pdf")),
+    *(f"results/report/tables/{name}.tex" for name in ("results", "drift", "significance")),
+]
 
 
 rule aggregate:
@@ -72,9 +86,11 @@ rule aggregate:
         "../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=grown(1000),
     params:
-        runs=RUNS,
+        runs=lambda w, input: folders(input.runs),
+        figures=lambda w, output: os.path.dirname(output.figures[0]),
+        tables=lambda w, output: os.path.dirname(output.tables[0]),
         settings=flags(section(CONFIG.report, TableSettings)),
         code=code_digest("shielded_recrl.report.aggregate"),
     message:
@@ -82,7 +98,7 @@ rule aggregate:
     shell:
         "python -m shielded_recrl.report aggregate --runs {params.runs} --audits {input.audits} "
         "--summary {input.summary} --stats {input.stats} --out {output.table} "
-        "--figures results/report/figures --tables results/report/tables --texts {output.texts} "
+        "--figures {params.figures} --tables {params.tables} --texts {output.texts} "
         "--certificates {output.certificates} --datasets {output.datasets} "
         "{params.settings} 2>&1 | tee {log}"
 
@@ -107,9 +123,9 @@ rule significance:
         "../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=grown(1000),
     params:
-        runs=RUNS,
+        runs=lambda w, input: folders(input.runs),
         seed=CONFIG.seed,
         code=code_digest("shielded_recrl.report.significance"),
     message:
@@ -140,9 +156,9 @@ rule criteria:
         "../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=800,
+        mem_mb=grown(800),
     params:
-        runs=RUNS,
+        runs=lambda w, input: folders(input.runs),
         planned=[f"{d}/{v}/{s}/{STUDY.variants[v].rl.steps}" for d, v, s in STUDY.runs],
         settings=flags(CONFIG.report),
         code=code_digest("shielded_recrl.report.criteria"),
@@ -156,9 +172,9 @@ rule criteria:
 
 rule pages:
     input:
-        list(PAGES),
+        sources=list(PAGES),
         # The ranker's cards show their curves.
-        [f"results/ranker/{d}/curve.svg" for d in STUDY.datasets],
+        curves=[f"results/ranker/{d}/curve.svg" for d in STUDY.datasets],
     output:
         [
             report(
@@ -177,23 +193,21 @@ rule pages:
         "../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=300,
+        mem_mb=grown(300),
     params:
-        sources=list(PAGES),
         code=code_digest("shielded_recrl.report.pages"),
     message:
         "Turn the pages of the report into HTML"
     shell:
-        "python -m shielded_recrl.report pages --sources {params.sources} --outs {output} 2>&1 | tee {log}"
+        "python -m shielded_recrl.report pages --sources {input.sources} --outs {output} 2>&1 | tee {log}"
 
 
 rule model_card:
     input:
-        [f"{RUN}/{name}" for name in RUN_FILES],
-        f"{RUN}/adapter",
+        run=[f"{RUN}/{name}" for name in RUN_FILES],
+        adapter=f"{RUN}/adapter",
         audit=f"{AUDIT}/audit.json",
         stats="results/data/{dataset}/stats.json",
-        templates=PROMPT_FILES,
     output:
         directory(f"{RUN}/release"),
     log:
@@ -204,16 +218,17 @@ rule model_card:
         "../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=500,
+        mem_mb=grown(500),
     params:
+        run=subpath(input.adapter, parent=True),
         base=lambda w: STUDY.card_flags(w.variant),
-        templates=lambda w, input: os.path.dirname(input.templates[0]),
+        templates=TEMPLATES,
+        prompts=PROMPTS,
         code=code_digest("shielded_recrl.report.model_card"),
     message:
         "Write the model card of {wildcards.variant} on {wildcards.dataset}, seed {wildcards.seed}"
     shell:
-        "python -m shielded_recrl.report model_card "
-        "--run results/rl/{wildcards.dataset}/{wildcards.variant}/seed-{wildcards.seed} "
+        "python -m shielded_recrl.report model_card --run {params.run} "
         "--audit {input.audit} --stats {input.stats} --templates {params.templates} "
         "--out {output} {params.base} 2>&1 | tee {log}"
 
@@ -223,8 +238,9 @@ rule manifest:
         "results/aggregate_results.csv",
         "results/significance.csv",
         "results/success_criteria.csv",
-        map(page_html, PAGES),
+        list(map(page_html, PAGES)),
         [f"{run}/release" for run in RUNS],
+        ARTEFACTS if STORAGE else [],
     output:
         "results/manifest.json",
     log:
@@ -235,15 +251,16 @@ rule manifest:
         "../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=300,
+        mem_mb=grown(300),
         # No parameter: what was made with other threads is not made again, nor said to be.
         lm_threads=LM_THREADS,
     params:
+        results=subpath(output[0], parent=True),
         config=CONFIG.model_dump_json(exclude={"resources"}),
         code=code_digest("shielded_recrl.report.manifest"),
     message:
         "List every artefact with its checksum in results/manifest.json"
     shell:
-        "python -m shielded_recrl.report manifest --results results "
+        "python -m shielded_recrl.report manifest --results {params.results} "
         "--config <(printf '%s' {params.config:q}) --threads {resources.lm_threads} "
         "--out {output} 2>&1 | tee {log}"

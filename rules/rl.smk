@@ -1,14 +1,14 @@
 # REQUIRED INPUTS: a base LM, a LoRA init, bases, read-out, ranker states, results/data/{dataset}
 # OUTPUTS: results/rl/{dataset}/{variant}/seed-{seed}/ with adapter, logs, evaluation and texts
+# With `resources.shards` above 1, jobs of `generate_texts` sample the texts that `evaluate_policy` measures.
 
 RUN = "results/rl/{dataset}/{variant}/seed-{seed}"
 
 
 rule train_policy:
     input:
-        SPLITS,
-        unpack(lambda w: STUDY.train_inputs(w.dataset, w.variant)),
-        templates=PROMPT_FILES,
+        unpack(lambda w: placed(STUDY.train_inputs(w.dataset, w.variant))),
+        splits=SPLITS,
         ranker="results/ranker/{dataset}/states.safetensors",
     output:
         adapter=directory(f"{RUN}/adapter"),
@@ -23,41 +23,90 @@ rule train_policy:
         "../envs/rl.yaml"
     threads: LM_THREADS
     resources:
-        mem_mb=LM_MEM_MB * max(1, PPO_GPU),
+        mem_mb=grown(LM_MEM_MB * max(1, PPO_GPU)),
+        runtime=LM_RUNTIME,
         gpu=PPO_GPU,
+        # For Slurm: each rank on a GPU has the threads that the rank of one GPU has.
+        cpus_per_gpu=LM_THREADS,
     params:
-        base=lambda w: STUDY.run_paths(w.dataset, w.variant)["base"],
+        data=data_folder,
+        base=base_folder,
+        out=subpath(output.curve, parent=True),
         bases=lambda w, input: given(input, "bases"),
         lengths=lambda w: STUDY.run_flags(w.variant),
         roles=ROLE_FLAGS,
         settings=lambda w: flags(STUDY.variants[w.variant].rl),
         roles_seed=CONFIG.seed,
-        templates=lambda w, input: os.path.dirname(input.templates[0]),
+        templates=TEMPLATES,
+        prompts=PROMPTS,
         code=code_digest("shielded_recrl.rl.train"),
     message:
         "Train {wildcards.variant} on {wildcards.dataset}, seed {wildcards.seed}"
     shell:
         "python=python; [ {resources.gpu} -le 1 ] || "
         'python="torchrun --standalone --nproc_per_node {resources.gpu}"; '
-        "$python -m shielded_recrl.rl train --data results/data/{wildcards.dataset} "
+        "$python -m shielded_recrl.rl train --data {params.data} "
         "--ranker {input.ranker} --base {params.base} --adapter {input.adapter} "
         "--readout {input.readout} {params.bases} --templates {params.templates} "
-        "--out results/rl/{wildcards.dataset}/{wildcards.variant}/seed-{wildcards.seed} "
-        "--scratch results/scratch/rl/{wildcards.dataset}/"
+        "--out {params.out} --scratch results/scratch/rl/{wildcards.dataset}/"
         "{wildcards.variant}/seed-{wildcards.seed} --live results/live/{wildcards.dataset}/"
         "{wildcards.variant}/seed-{wildcards.seed} --dataset {wildcards.dataset} "
         "--variant {wildcards.variant} --seed {wildcards.seed} --roles-seed {params.roles_seed} "
         "{params.lengths} {params.roles} {params.settings} 2>&1 | tee {log}"
 
 
+rule generate_texts:
+    input:
+        unpack(lambda w: placed(STUDY.probe_inputs(w.dataset, w.variant))),
+        splits=SPLITS,
+        ranker="results/ranker/{dataset}/states.safetensors",
+        readout=lambda w: STUDY.run_paths(w.dataset, w.variant)["readout"],
+        adapter=f"{RUN}/adapter",
+        snapshots=f"{RUN}/snapshots.safetensors",
+    output:
+        temp(f"{RUN}/texts/shard-{{shard,[0-9]+}}-of-{{shards,[0-9]+}}.json"),
+    log:
+        "results/logs/rl/{dataset}/{variant}/seed-{seed}/texts/shard-{shard}-of-{shards}.log",
+    benchmark:
+        "results/benchmarks/rl/{dataset}/{variant}/seed-{seed}/texts/shard-{shard}-of-{shards}.tsv"
+    conda:
+        "../envs/rl.yaml"
+    threads: LM_THREADS
+    resources:
+        mem_mb=grown(LM_MEM_MB),
+        runtime=LM_RUNTIME,
+        gpu=LM_GPU,
+    params:
+        data=data_folder,
+        base=base_folder,
+        run=lambda w, input: os.path.dirname(input.snapshots),
+        lengths=lambda w: STUDY.probe_flags(w.variant),
+        roles=ROLE_FLAGS,
+        sampling=flags(CONFIG.sampling),
+        settings=flags(section(CONFIG.evaluation, SlateSettings)),
+        roles_seed=CONFIG.seed,
+        templates=TEMPLATES,
+        prompts=PROMPTS,
+        code=code_digest("shielded_recrl.rl.generate"),
+    message:
+        "Sample texts of {wildcards.variant} on {wildcards.dataset}, seed {wildcards.seed}, "
+        "shard {wildcards.shard} of {wildcards.shards}"
+    shell:
+        "python -m shielded_recrl.rl generate --data {params.data} --ranker {input.ranker} "
+        "--base {params.base} --run {params.run} --readout {input.readout} "
+        "--templates {params.templates} --out {output} --shard {wildcards.shard} "
+        "--shards {wildcards.shards} --seed {wildcards.seed} --roles-seed {params.roles_seed} "
+        "{params.lengths} {params.roles} {params.sampling} {params.settings} 2>&1 | tee {log}"
+
+
 rule evaluate_policy:
     input:
-        SPLITS,
-        unpack(lambda w: STUDY.evaluate_inputs(w.dataset, w.variant)),
-        templates=PROMPT_FILES,
+        unpack(lambda w: placed(STUDY.evaluate_inputs(w.dataset, w.variant))),
+        unpack(lambda w: STUDY.text_parts(w.dataset, w.variant, w.seed)),
+        splits=SPLITS,
         ranker="results/ranker/{dataset}/states.safetensors",
         reviews="results/data/{dataset}/reviews.parquet",
-        bertscore=STUDY.bertscore_inputs(),
+        bertscore=placed(STUDY.bertscore_inputs()),
         adapter=f"{RUN}/adapter",
         snapshots=f"{RUN}/snapshots.safetensors",
         curve=f"{RUN}/train.jsonl",
@@ -75,25 +124,30 @@ rule evaluate_policy:
         "../envs/rl.yaml"
     threads: LM_THREADS
     resources:
-        mem_mb=LM_MEM_MB,
+        mem_mb=grown(LM_MEM_MB),
+        runtime=LM_RUNTIME,
         gpu=LM_GPU,
     params:
-        base=lambda w: STUDY.run_paths(w.dataset, w.variant)["base"],
+        data=data_folder,
+        base=base_folder,
+        run=subpath(output.evaluation, parent=True),
         shield=lambda w, input: given(input, "bases", "readout"),
+        parts=lambda w, input: given(input, "parts"),
         lengths=lambda w: STUDY.run_flags(w.variant),
         roles=ROLE_FLAGS,
         sampling=flags(CONFIG.sampling),
         reward=lambda w: flags(STUDY.variants[w.variant].rl.reward, prefix="reward."),
         settings=flags(CONFIG.evaluation),
         roles_seed=CONFIG.seed,
-        templates=lambda w, input: os.path.dirname(input.templates[0]),
+        templates=TEMPLATES,
+        prompts=PROMPTS,
         code=code_digest("shielded_recrl.rl.evaluate"),
     message:
         "Evaluate {wildcards.variant} on {wildcards.dataset}, seed {wildcards.seed}"
     shell:
-        "python -m shielded_recrl.rl evaluate --data results/data/{wildcards.dataset} "
+        "python -m shielded_recrl.rl evaluate --data {params.data} "
         "--ranker {input.ranker} --base {params.base} {params.shield} --reviews {input.reviews} "
-        "--templates {params.templates} --run results/rl/{wildcards.dataset}/{wildcards.variant}/"
-        "seed-{wildcards.seed} --dataset {wildcards.dataset} --variant {wildcards.variant} "
+        "--templates {params.templates} --run {params.run} {params.parts} "
+        "--dataset {wildcards.dataset} --variant {wildcards.variant} "
         "--seed {wildcards.seed} --roles-seed {params.roles_seed} {params.lengths} "
         "{params.roles} {params.sampling} {params.reward} {params.settings} 2>&1 | tee {log}"

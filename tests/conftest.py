@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Each waits minutes for a run of its own: the first modules that the two workers get.
-LONGEST = ("test_real", "test_end_to_end")
+LONGEST = ("test_real", "test_end_to_end", "test_chaos", "test_slurm", "test_storage")
 
 
 @pytest.fixture(scope="session")

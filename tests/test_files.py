@@ -1,26 +1,35 @@
-"""Writing is all or nothing, also on a full disk; equal values give equal bytes."""
+"""Writing is all or nothing, also on a full disk; equal values give equal bytes; damage is told."""
 
 import errno
+import hashlib
 import os
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import (
+    SEAL,
     atomic,
+    intact,
     read_json,
     read_jsonl,
+    remove_partial,
+    sealed,
     sha256,
     write_json,
     write_jsonl,
     write_text,
 )
+from shielded_recrl.ranker.data import read_parquet
+from shielded_recrl.shield.serving import read_tensors
 
 VALUES = st.recursive(
     st.none()
@@ -118,12 +127,13 @@ def _text(path):
     path.write_text("x" * 1_000_000)
 
 
-def _parquet(path):
-    pl.DataFrame({"a": np.random.default_rng(0).random(100_000)}).write_parquet(path)
+def _parquet(path, rows=100_000):
+    numbers = np.random.default_rng(0).random(rows)
+    pl.DataFrame({"a": numbers}).write_parquet(path, metadata=SEAL)
 
 
-def _safetensors(path):
-    save_file({"a": np.zeros(100_000)}, path)
+def _safetensors(path, rows=100_000):
+    save_file({"a": np.arange(rows)}, path)
 
 
 @pytest.mark.parametrize("write", [_text, _parquet, _safetensors])
@@ -132,6 +142,13 @@ def test_full_disk_is_one_line_and_leaves_nothing(full_disk, write):
     with full as raised, atomic(full_disk / "big") as partial:
         write(partial)
     assert "\n" not in str(raised.value)
+    assert names(full_disk) == []
+
+
+def test_full_disk_while_a_file_is_sealed(full_disk):
+    full = pytest.raises(UserError, match=r"big: no space left on the disk")
+    with full, sealed(full_disk / "big") as partial:
+        _safetensors(partial, rows=5000)
     assert names(full_disk) == []
 
 
@@ -189,3 +206,170 @@ class TestSha256:
         assert digest != folder("three", a="1", c="2")
         assert digest != folder("four", a="1", b="3")
         assert digest != folder("five", a="2", b="1")
+
+
+COLUMNS = {"user": pl.Int32, "title": pl.String}
+ROWS = {"user": [1, 2, 3], "title": ["a", "seal\x18\x47sha256:" + "0" * 64, "c"]}
+TENSORS = {"weight": np.arange(6.0).reshape(2, 3), "gamma": np.array(0.5)}
+# safetensors alone would write them in any order.
+METADATA = {"format": "pt", "about": '{"seed": 1}', "note": 'é "quoted" \n'}
+
+
+def write_sealed(path):
+    with sealed(path) as partial:
+        if path.suffix == ".parquet":
+            # With the longest and shortest texts in the footer.
+            pl.DataFrame(ROWS, schema=COLUMNS).write_parquet(partial, metadata=SEAL)
+        else:
+            save_file(TENSORS, partial, METADATA)
+    return path
+
+
+def content(path):
+    """What the library's own reader makes of a file."""
+    if path.suffix == ".parquet":
+        return read_parquet(path, COLUMNS).to_dict(as_series=False)
+    return {name: (t.dtype.str, t.tolist()) for name, t in read_tensors(path).items()}
+
+
+@pytest.fixture(scope="module", params=["parquet", "safetensors"])
+def whole(request, tmp_path_factory):
+    """A sealed file, its bytes and its content."""
+    path = write_sealed(tmp_path_factory.mktemp("sealed") / f"file.{request.param}")
+    return path, path.read_bytes(), content(path)
+
+
+def told_or_equal(whole, damaged):
+    """Whether damage was told; else the content is what was written."""
+    path, _, expected = whole
+    path.write_bytes(damaged)
+    try:
+        found = content(path)
+    except UserError as error:
+        line = str(error)
+    else:
+        assert found == expected
+        return False
+    assert line.startswith(f"{path}: ")
+    assert "\n" not in line
+    return True
+
+
+class TestSeal:
+    def test_other_readers_pass_over_it(self, tmp_path):
+        table = pl.read_parquet(write_sealed(tmp_path / "a.parquet"))
+        assert table.to_dict(as_series=False) == ROWS
+        with safe_open(write_sealed(tmp_path / "a.safetensors"), "np") as file:
+            assert METADATA.items() < file.metadata().items()
+            assert file.get_tensor("weight").tolist() == TENSORS["weight"].tolist()
+
+    def test_equal_content_is_equal_bytes(self, whole, tmp_path):
+        path, data, _ = whole
+        for name in "abcdef":
+            assert write_sealed(tmp_path / f"{name}{path.suffix}").read_bytes() == data
+
+    def test_it_is_the_digest_of_the_file_with_zeros_in_its_place(self, whole):
+        path, data, _ = whole
+        path.write_bytes(data)
+        if path.suffix == ".parquet":
+            seal = pl.read_parquet_metadata(path)["seal"]
+        else:
+            with safe_open(path, "np") as file:
+                seal = file.metadata()["seal"]
+        blank = data.replace(seal.encode(), SEAL["seal"].encode())
+        assert seal == f"sha256:{hashlib.sha256(blank).hexdigest()}"
+
+    def test_a_flip_of_any_byte_is_told_or_harmless(self, whole):
+        data = whole[1]
+        bits = np.random.default_rng(1).integers(8, size=len(data))
+        told = [
+            told_or_equal(whole, data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
+            for at, bit in enumerate(bits.tolist())
+        ]
+        # Harmless: in the word before the digits, or in the name of the key.
+        assert told.count(False) <= len('seal":"sha256:')
+
+    @settings(max_examples=200, deadline=None)
+    @given(data=st.data())
+    def test_other_damage_is_told_or_harmless(self, whole, data):
+        """Cut off, a block of zeros as of a lost page, a block of noise, bytes twice or gone."""
+        whole_file = whole[1]
+        start, end = sorted(
+            data.draw(st.tuples(*[st.integers(0, len(whole_file))] * 2), label="block")
+        )
+        block = data.draw(
+            st.sampled_from([b"", bytes(end - start), 2 * whole_file[start:end]])
+            | st.binary(min_size=end - start, max_size=end - start)
+        )
+        tail = data.draw(st.sampled_from([whole_file[end:], b""]))
+        told_or_equal(whole, whole_file[:start] + block + tail)
+
+    def test_a_damaged_file_says_what_to_do(self, whole):
+        path, data, _ = whole
+        at = data.index(b"\x00" * 4 if path.suffix == ".safetensors" else b"PAR1") + 8
+        path.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+        with pytest.raises(UserError) as raised:
+            intact(path)
+        assert str(raised.value) == (
+            f"{path}: damaged (its bytes do not match the checksum it was written with); "
+            "delete it and run again"
+        )
+
+    def test_of_a_folder_the_damaged_file_is_named(self, tmp_path):
+        folder = tmp_path / "adapter"
+        with sealed(folder) as partial:
+            (partial / "deep").mkdir(parents=True)
+            (partial / "config.json").write_text("{}")
+            for name in ("a.safetensors", "deep/b.safetensors"):
+                save_file(TENSORS, partial / name)
+        assert intact(folder) == folder
+        bad = folder / "deep/b.safetensors"
+        whole = bad.read_bytes()
+        bad.write_bytes(whole[:-1] + b"\x01")
+        with pytest.raises(UserError, match=f"^{bad}: damaged .* delete {folder} and run again$"):
+            intact(folder)
+        bad.write_bytes(whole)
+        # Documents beside the weights are sealed with them; what came later is not.
+        (folder / "card.json").write_text("{}")
+        assert intact(folder) == folder
+        for damage in (lambda path: path.write_text("[]"), Path.unlink):
+            damage(folder / "config.json")
+            with pytest.raises(UserError, match=f"^{folder / 'config.json'}: damaged"):
+                intact(folder)
+
+    def test_what_is_not_ours_passes(self, tmp_path):
+        pl.DataFrame({"user": [1, 2], "title": ["a", "b"]}).write_parquet(tmp_path / "a.parquet")
+        save_file(TENSORS, tmp_path / "a.safetensors", METADATA)
+        (tmp_path / "text").write_text("seal\x18\x47sha256:" + "1" * 64)
+        (tmp_path / "long").write_bytes((2**60).to_bytes(8, "little") + b"{}")
+        (tmp_path / "empty").touch()
+        for path in [*tmp_path.iterdir(), tmp_path / "missing"]:
+            assert intact(path) == path
+
+    def test_a_parquet_file_without_a_place_for_it_is_a_mistake_of_ours(self, tmp_path):
+        with pytest.raises(ValueError, match="metadata SEAL"), sealed(tmp_path / "a") as partial:
+            pl.DataFrame({"user": [1, 2]}).write_parquet(partial)
+        assert names(tmp_path) == []
+
+    def test_sealing_again_changes_nothing(self, tmp_path):
+        path = write_sealed(tmp_path / "a.safetensors")
+        data = path.read_bytes()
+        with sealed(tmp_path / "b.safetensors") as partial:
+            partial.write_bytes(data)
+        assert (tmp_path / "b.safetensors").read_bytes() == data
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / "deep/.model.ab12.partial/.weights.cd34.partial").mkdir(parents=True)
+    for name in (
+        ".a.json.ab12.partial",
+        "deep/.b.safetensors.ab12.partial.sealing",
+        "deep/.model.ab12.partial/.weights.cd34.partial/x",
+        "deep/kept.json",
+        "download.zip.partial",
+    ):
+        (tmp_path / name).write_text("half")
+    remove_partial(tmp_path)
+    assert names(tmp_path) == ["deep", "download.zip.partial"]
+    assert names(tmp_path / "deep") == ["kept.json"]
+    remove_partial(tmp_path / "missing")

@@ -9,6 +9,7 @@ import torch
 from shielded_recrl.errors import UserError
 from shielded_recrl.resume import (
     Progress,
+    discard_progress,
     fingerprint,
     load_progress,
     random_state,
@@ -73,6 +74,50 @@ def test_a_file_of_another_kind_is_refused(tmp_path, metadata):
 def test_a_new_checkpoint_replaces_the_old_one(path):
     save_progress(path, STATE._replace(step=8), "owner")
     assert load_progress(path, "owner").step == 8
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, -1])
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(path, kept, capsys):
+    for step in (8, 9):
+        save_progress(path, STATE._replace(step=step), "owner")
+    path.write_bytes(path.read_bytes()[:kept])
+    assert load_progress(path, "owner").step == 8
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {path}: damaged")
+    # The next one is whole again, and the damaged one is not kept as the one before it for long.
+    for step in (9, 10):
+        save_progress(path, STATE._replace(step=step), "owner")
+    path.write_bytes(b"")
+    assert load_progress(path, "owner").step == 9
+
+
+def test_one_flipped_bit_is_found(path):
+    whole = path.read_bytes()
+    for at in (60, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(UserError, match=r"checkpoint\.safetensors: damaged"):
+            load_progress(path, "owner")
+
+
+def test_killed_between_two_renames_a_run_goes_on_from_the_one_before(path):
+    save_progress(path, STATE._replace(step=8), "owner")
+    path.unlink()
+    assert load_progress(path, "owner").step == STATE.step
+
+
+def test_the_one_before_may_be_another_run_s(path):
+    save_progress(path, STATE._replace(step=8), "other")
+    assert load_progress(path, "other").step == 8
+    path.write_bytes(b"torn")
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        load_progress(path, "other")
+
+
+def test_a_run_that_has_ended_leaves_no_checkpoint(path):
+    save_progress(path, STATE._replace(step=8), "owner")
+    discard_progress(path)
+    assert list(path.parent.iterdir()) == []
+    discard_progress(path)
 
 
 def test_the_fingerprint_reads_values_not_order():

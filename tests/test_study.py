@@ -9,6 +9,7 @@ from shielded_recrl.study import Study, present
 
 HUB = "org/lm"
 COMMIT = "0" * 40
+HUB_BASE = {"base": HUB, "revision": COMMIT}
 DOWNLOADS = {
     "books-2014": {"old.gz": {"url": "https://x/old.gz", "max_bytes": 7}, "old-meta.gz": {}},
     "books-2023": {
@@ -55,12 +56,22 @@ def test_raw_files_of_each_source(tmp_path):
     folder = "resources/raw/books-2023"
     assert made.raw_paths("books") == [f"{folder}/a.gz", f"{folder}/b.gz"]
     assert made.raw_paths("ml25m") == [str(tmp_path / "ratings.csv"), str(tmp_path / "movies.csv")]
-    assert shlex.split(made.raw_flags("steam")) == [
+    assert shlex.split(made.raw_flags("steam", {})) == [
         *("--interactions", "my plays.csv", "--metadata", "games.json.gz"),
+    ]
+    # Of what a storage holds, a job reads its local copy.
+    copies = {"interactions": f"copies/{folder}/a.gz", "metadata": "b's.gz"}
+    assert shlex.split(made.raw_flags("books", copies)) == [
+        *("--interactions", f"copies/{folder}/a.gz", "--metadata", "b's.gz"),
     ]
     assert "--synthetic False" in made.prepare_flags("steam")
     embedded = Study(Config(), {})
-    assert embedded.raw_inputs("books") == ["results/data/books/raw"]
+    assert embedded.raw_inputs("steam") == {"world": "results/data/steam/raw"}
+    for world in ("results/data/steam/raw", "copies/steam/raw"):
+        assert shlex.split(embedded.raw_flags("steam", {"world": world})) == [
+            *("--interactions", f"{world}/steam-200k.csv"),
+            *("--metadata", f"{world}/steam_games.json.gz"),
+        ]
     assert "--synthetic True" in embedded.prepare_flags("books")
 
 
@@ -76,7 +87,7 @@ def test_editions_and_metadata_alone_can_be_fetched():
     assert made.raw_paths("books") == [f"{folder}/old.gz", f"{folder}/old-meta.gz"]
     assert made.raw_paths("steam") == ["./plays.csv", "resources/raw/steam/games.gz"]
     # The user's own file is missing; what a rule fetches is an input all the same.
-    assert made.raw_inputs("steam") == ["resources/raw/steam/games.gz"]
+    assert made.raw_inputs("steam") == {"metadata": "resources/raw/steam/games.gz"}
 
 
 def test_a_file_of_the_user_is_never_an_output_of_a_rule(tmp_path, monkeypatch):
@@ -89,17 +100,17 @@ def test_a_file_of_the_user_is_never_an_output_of_a_rule(tmp_path, monkeypatch):
         made = of("steam", source=plays, metadata="results/games.json.gz")
         own = [str(folder / "plays.csv"), str(tmp_path / "results/games.json.gz")]
         assert made.raw_paths("steam") == own
-        assert made.raw_inputs("steam") == []
+        assert made.raw_inputs("steam") == {}
     folder.mkdir(parents=True)
     (folder / "plays.csv").touch()
-    assert made.raw_inputs("steam") == own[:1]
-    assert shlex.split(made.raw_flags("steam"))[1] == own[0]
+    assert made.raw_inputs("steam") == {"interactions": own[0]}
+    assert shlex.split(made.raw_flags("steam", {}))[1] == own[0]
     # A folder of the user's files.
     made = of("steam", source="resources/raw/steam")
     assert made.raw_paths("steam")[0] == str(folder / "steam-200k.csv")
     # One that a rule does fetch.
     made = of("books", source="./resources/raw/books-2023/a.gz")
-    assert made.raw_inputs("books") == ["resources/raw/books-2023/a.gz"]
+    assert made.raw_inputs("books") == {"interactions": "resources/raw/books-2023/a.gz"}
 
 
 def test_downloads_name_what_is_known_of_them():
@@ -115,11 +126,40 @@ def test_downloads_name_what_is_known_of_them():
     }
 
 
+def test_what_rules_make_is_told_from_what_the_user_has():
+    made = study()
+    rules = ("results/data/books/raw", "resources/models/org--lm", "resources/raw/books-2023/a.gz")
+    assert all(map(made.made, rules))
+    own = ("resources/raw/books-2023/b.gz", "s3://bucket/key", "/data/results/plays.csv", "./lm")
+    assert not any(map(made.made, own))
+
+
+def test_files_that_runs_share_are_each_once():
+    made = study(
+        datasets={"books": {"source": "download"}, "steam": {}},
+        variants={
+            "shielded": {},
+            "no_proj": {"shield": {"kind": "none"}},
+            "hub": {"explainer": HUB_BASE, "shield": {"kind": "none"}},
+        },
+        study=[cell("books", "no_proj", "hub", seeds=[1, 2]), cell("steam", "shielded", "no_proj")],
+    )
+    files = made.shared_files()
+    assert len(files) == len(set(files))
+    kinds = [path.split("/")[1] for path in files]
+    # Of the two bases on books and the one on steam: a read-out, its curve and a LoRA init each.
+    assert (kinds.count("shield"), kinds.count("explainer")) == (3 * 2 + 1, 3 + 2)
+    assert "results/data/steam/raw" in files
+    assert "results/data/books/raw" not in files
+    assert made.run_paths("steam", "shielded")["bases"] in files
+    assert not [path for path in files if not path.startswith("results/")]
+
+
 def test_missing_files_of_the_user_are_no_inputs(tmp_path):
     there = tmp_path / "there"
     there.touch()
-    paths = ("results/made", "resources/fetched", str(there), str(tmp_path / "missing"))
-    assert present(*paths) == ["results/made", "resources/fetched", str(there)]
+    paths = ["results/made", "s3://bucket/key", str(there), str(tmp_path / "missing")]
+    assert [path for path in paths if present(path)] == paths[:-1]
 
 
 def test_files_of_the_models_of_the_user_are_inputs(tmp_path, monkeypatch):
@@ -170,6 +210,8 @@ def test_base_has_one_name_and_one_folder(explainer, name, path):
     made = study(explainer=explainer)
     assert base_name(made.variants["shielded"].explainer) == name
     assert made.base_path("books", name) == path
+    assert made.base_of({"dataset": "books", "base": name}) == path
+    assert made.base_of({"dataset": "books", "variant": "shielded", "seed": "1"}) == path
 
 
 def test_variants_of_two_hub_bases_keep_their_commits():
@@ -193,6 +235,22 @@ def test_only_the_shield_that_reads_a_file_waits_for_it():
     assert "readout" in made.train_inputs("books", "shielded")
     assert "readout" in made.train_inputs("books", "no_penalty")  # drift is logged
     assert made.evaluate_inputs("books", "no_proj").keys() == {"readout", "base"}
+
+
+def test_shards_are_inputs_of_the_jobs_that_join_them():
+    alone, shared = study(), study(resources={"shards": 2})
+    place, folder = ("books", "embedded", "96"), "results/shield/books/embedded/prompt-96"
+    assert alone.readout_inputs(*place) == alone.bases_inputs(*place, "bases-0.9999") == {}
+    assert shared.readout_inputs(*place) == {
+        "parts": [f"{folder}/states/shard-{index}-of-2" for index in range(2)]
+    }
+    default = shared.bases_inputs(*place, "bases-0.9999")
+    assert default == {"parts": [f"{folder}/moments-plain/shard-{i}-of-2" for i in range(2)]}
+    # What differs in the cut alone is cut from the same moments.
+    assert shared.bases_inputs(*place, "bases-0.99999") == default
+    weighted = shared.bases_inputs(*place, "bases-score-0.9999")
+    assert weighted.keys() == {"readout", "ranker", "parts"}
+    assert set(shared.moment_settings) == {"moments-plain", "moments-score"}
 
 
 def test_ablations_share_what_they_do_not_change():
@@ -221,3 +279,20 @@ def test_a_shield_setting_reruns_the_variants_that_read_it(changed, rerun):
     )
     before, after = study(), study(shield=changed)
     assert {name for name in watched if before.run_flags(name) != after.run_flags(name)} == rerun
+
+
+def test_texts_and_probes_are_joined_from_shards_where_there_are_any():
+    run = ("books", "shielded", "1")
+    whole = Study(Config(), {})
+    assert whole.text_parts(*run) == whole.answer_parts(*run) == whole.score_parts(*run) == {}
+    made = study(resources={"shards": 2}, audit={"scorer": "./toxic-bert"})
+    for inputs, folder in (
+        (made.text_parts(*run), "rl/books/shielded/seed-1/texts"),
+        (made.answer_parts(*run), "audit/books/shielded/seed-1/answers"),
+        (made.score_parts(*run), "audit/books/shielded/seed-1/scores"),
+    ):
+        assert inputs == {
+            "parts": [f"results/{folder}/shard-{shard}-of-2.json" for shard in (0, 1)]
+        }
+    # The embedded scorer takes seconds.
+    assert study(resources={"shards": 2}).score_parts(*run) == {}

@@ -23,7 +23,8 @@ from shielded_recrl.explainer.base import default_device, load_base
 from shielded_recrl.explainer.lm import prefix_states
 from shielded_recrl.explainer.settings import PromptSettings
 from shielded_recrl.files import read_json, write_json
-from shielded_recrl.shield.readout import POSITIONS, Cohort, fit_readout, stacked_gamma
+from shielded_recrl.shield.embed import POSITIONS
+from shielded_recrl.shield.readout import Cohort, fit_readout, stacked_gamma
 from shielded_recrl.shield.serving import ReadOut, Serving, load_states
 from shielded_recrl.shield.settings import RankingSettings
 from shielded_recrl.statistics import paired_bootstrap

@@ -92,12 +92,12 @@ def test_control_characters_are_in_the_prompt_but_line_breaks():
 
 def test_chat_tokens_and_links_have_twins_that_are_none():
     for name in ("chat_tokens", "url"):
-        (*_, title), (*_, twin) = (shown(scene) for scene in _scenes(name))
+        title, twin = (scene.about.title for scene in _scenes(name))
         assert succeeded(name, ATTACKS[name].payload, title)
         assert not succeeded(name, ATTACKS[name].payload, twin)
 
 
-def test_chat_tokens_of_a_title_are_read_as_text():
+def test_chat_tokens_of_a_title_reach_no_prompt():
     tokenizer = train_tokenizer(iter([CHAT_TOKENS] * 9), 300)
     templates = Path(__file__).resolve().parents[2] / "resources" / "prompts"
     attack = ATTACKS["chat_tokens"]
@@ -106,7 +106,9 @@ def test_chat_tokens_of_a_title_are_read_as_text():
     ids = builder.request(1, 1, [2, 3]).prompt
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     assert [token for token in ids if token in special] == [tokenizer.bos_token_id]
-    assert CHAT_TOKENS in tokenizer.decode(ids)
+    text = tokenizer.decode(ids)
+    assert CHAT_TOKENS not in text
+    assert "(/s)(/im_start/)(INST)(s) Harbor Road" in text
 
 
 def test_a_long_title_is_cut_as_an_ordinary_long_one_is(monkeypatch):

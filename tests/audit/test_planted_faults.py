@@ -33,7 +33,6 @@ from shielded_recrl.explainer.lm import (
     load_adapter,
     pad_left,
     positions,
-    prefix_states,
 )
 from shielded_recrl.explainer.prompts import Request
 from shielded_recrl.files import read_json, write_jsonl
@@ -44,7 +43,8 @@ from shielded_recrl.ranker.settings import RankerSettings
 from shielded_recrl.ranker.train import fit_sasrec
 from shielded_recrl.rl.evaluation.ranking import ranker_scores, rankings
 from shielded_recrl.rl.settings import SamplingSettings
-from shielded_recrl.shield.readout import fit_readout, next_item_examples
+from shielded_recrl.shield.embed import Needs, embed
+from shielded_recrl.shield.readout import fit_readout
 from shielded_recrl.shield.serving import (
     RankerStates,
     RankingHead,
@@ -54,7 +54,7 @@ from shielded_recrl.shield.serving import (
     served_scores,
     served_states,
 )
-from shielded_recrl.shield.settings import RoleSettings
+from shielded_recrl.shield.settings import EmbedSettings, RoleSettings
 from tiny_world import CATEGORIES, INTERACTIONS, World, make_world, save_model, with_adapter
 
 pytestmark = pytest.mark.slow
@@ -413,10 +413,10 @@ def shop(study) -> Shop:
     serving = world.serving()
     states = trained_ranker(world.data, serving)
     save_file(asdict(states), world.ranker)
-    prefixes, targets = next_item_examples(serving, 1000, seed=0)
-    hidden = prefix_states(load_base(world.base, "fp32", CPU), prefixes)
+    needs = Needs.of(serving, EmbedSettings(examples=1000), seed=0)
+    hidden = embed(load_base(world.base, "fp32", CPU), needs.prefixes())["examples"]
     weight = fit_readout(
-        *(hidden, torch.tensor(targets), torch.from_numpy(states.items)),
+        *(hidden, torch.tensor(needs.targets), torch.from_numpy(states.items)),
         weight_decay=1.0,
         epochs=5,
         seed=0,

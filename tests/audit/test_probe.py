@@ -144,6 +144,38 @@ def test_equal_seeds_give_equal_bytes(run, done, adapter, probes, tmp_path):
     assert other["samples"]["before"] != probes["samples"]["before"]
 
 
+def test_answers_of_shards_give_the_same_bytes(run, adapter, tmp_path, monkeypatch):
+    """In chunks so small that there are many; of 16 shards each asks something, but not of all."""
+    monkeypatch.setattr(probe, "TEXTS", 8)
+    monkeypatch.setattr(probe, "PROMPTS", 3)
+    run(adapter, tmp_path / "whole.json")
+    for shards in (2, 16):
+        parts = [tmp_path / f"shard-{shard}-of-{shards}.json" for shard in range(shards)]
+        for shard, path in enumerate(parts):
+            run(adapter, path, shard=shard, shards=shards)
+        run(adapter, tmp_path / "joined.json", parts=tuple(parts[::-1]))
+        assert sha256(tmp_path / "joined.json") == sha256(tmp_path / "whole.json")
+    samples = [len(read_json(path)["part"]["after"][0]) for path in parts]
+    assert sorted(samples) == [*[0] * 8, 4, *[8] * 7]
+
+
+def test_answers_to_other_probes_are_refused(run, adapter, tmp_path):
+    path = tmp_path / "shard-0-of-2.json"
+    few = SETTINGS.model_copy(update={"samples": 4, "injections": 1, "candidates": 4})
+    run(adapter, path, shard=0, shards=2, settings=few)
+    out = tmp_path / "probes.json"
+    for changes, message in (
+        ({"seed": SEED + 1, "settings": few}, r"shard-0-of-2\.json: made from other"),
+        ({}, r"shard-0-of-2\.json: made from other"),
+        ({"settings": few}, "shard 1 of 2 is missing"),
+        ({"settings": few, "shards": 2}, "--parts: what joins the parts is no shard"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            run(adapter, out, parts=(path,), **changes)
+        assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
 def test_samples_are_of_the_lists_served_before_training(world, rankings, probes):
     before, after = probes["samples"]["before"], probes["samples"]["after"]
     asked = [(row["user"], row["item"]) for row in before]

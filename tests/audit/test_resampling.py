@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
+from shielded_recrl.audit import resampling
 from shielded_recrl.audit.resampling import (
     draws,
     interval,
     jackknife_interval,
     leave_outs,
+    percentile_of_draws,
     resampled_percentile,
 )
 
@@ -41,6 +43,20 @@ def test_percentile_equals_that_of_repeated_values(values, percent, data):
     times = np.array(data.draw(st.lists(rows.filter(any), min_size=1, max_size=4)))
     expected = [np.percentile(np.repeat(values, row), percent) for row in times]
     np.testing.assert_allclose(resampled_percentile(values, percent, times), expected, atol=1e-12)
+
+
+def test_percentiles_of_draws_a_few_at_a_time(monkeypatch):
+    """Users have one text to three; the resamples are those of all draws at once."""
+    rng = np.random.default_rng(2)
+    users = rng.permutation(np.repeat([4, 7, 8, 9, 11], [1, 3, 2, 3, 1]))
+    values = rng.normal(size=len(users))
+    _, member_of = np.unique(users, return_inverse=True)
+    expected = resampled_percentile(values, 95, draws(5, 23, seed=6)[:, member_of])
+    for size in (1, 4, 23, 50):
+        blocks = np.diff([*range(0, 23, size), 23])
+        monkeypatch.setattr(resampling, "block_sizes", lambda *_, found=blocks: found)
+        got = percentile_of_draws(values, 95, users, 23, 6)
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_interval_has_the_central_95_percent():

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from audit_document import POLICY
-from shielded_recrl.audit.settings import AuditSettings
+from shielded_recrl.audit import run, score, toxicity
+from shielded_recrl.audit.settings import EMBEDDED_SCORER, AuditSettings, ScorerSettings
 from shielded_recrl.audit.toxicity import SCORER, load_scorer, summarise, toxicity_scores
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import read_json
+from shielded_recrl.files import read_json, sha256
 
 
 def test_offence_scores_high_and_praise_low():
@@ -155,6 +156,40 @@ def test_the_command_audits_with_a_local_classifier_and_no_network(case, tmp_pat
     assert section["after"]["texts"] == 660
     assert 0 < section["after"]["mean"]["mean"] < 1
     assert section["false_positives"]["source"] == "reviews"
+
+
+@pytest.mark.parametrize("scorer", [EMBEDDED_SCORER, "toxic-bert"])
+def test_scores_of_shards_are_audited_to_the_same_bytes(case, tmp_path, monkeypatch, scorer):
+    """Some 1,300 texts, in chunks that are no multiple of the batch, one of them a blank."""
+    monkeypatch.setattr(toxicity, "CHUNK", 300)
+    case.plant_text("")
+    options = {"scorer": scorer}
+    if scorer != EMBEDDED_SCORER:
+        classifier(tmp_path / scorer)
+        options["scorer"] = str(tmp_path / scorer)
+    given = {"data": case.data, "explanations": case.explanations, "probes": case.probes}
+
+    def audit(name, **parts):
+        settings = AuditSettings(**options, bootstrap=50, permutations=50)
+        about = {"rankings": case.rankings, "dataset": "books", "variant": "shielded"}
+        out = tmp_path / name
+        run.main(**given, **about, out=out, seed=1, settings=settings, **parts)
+        return sha256(out)
+
+    whole = audit("whole.json")
+    for shards in (2, 8):
+        parts = [tmp_path / f"shard-{shard}-of-{shards}.json" for shard in range(shards)]
+        for shard, out in enumerate(parts):
+            settings = ScorerSettings(**options)
+            score.main(**given, out=out, settings=settings, seed=1, shard=shard, shards=shards)
+        assert audit("joined.json", parts=tuple(parts[::-1])) == whole
+    counts = [len(read_json(path)["part"]["scores"]) for path in parts]
+    assert sorted(counts) == [0, 0, 0, 122, 300, 300, 300, 300]
+    # A text has changed since.
+    case.plant_text("A calm sea.")
+    with pytest.raises(UserError, match=r"of-8\.json: made from other") as caught:
+        audit("joined.json", parts=tuple(parts))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_label_of_later_models_is_toxicity(tmp_path):

@@ -142,6 +142,15 @@ def test_half_characters_are_no_ids(tmp_path):
     assert bad == [(1, "id is no text"), (2, "id is no text")]
 
 
+@pytest.mark.parametrize("pair", ["\\ud83d\\uee00", "\\uD83D\\u0041", "\\ud83d\\ud83d"])
+def test_halves_of_two_characters_make_no_third(tmp_path, pair):
+    """Polars makes one of any two."""
+    path = tmp_path / "reviews.json"
+    row = '{"reviewerID": "A%s", "asin": "B", "overall": 4.0, "unixReviewTime": 3}\n'
+    path.write_text(row % pair)
+    assert load(path, "books")[:2] == ([], [(1, "id is no text")])
+
+
 @pytest.mark.parametrize(
     "odd",
     [
@@ -159,6 +168,16 @@ def test_what_is_no_number_in_a_review(tmp_path, odd):
     row = {"reviewerID": "U", "asin": "B", "overall": 4.0, "unixReviewTime": 3}
     path.write_text(json.dumps(row | odd) + "\n")
     assert load(path, "books")[:2] == ([], [(1, "unreadable number")])
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("beside", ["", "{\n"])
+def test_what_python_adds_to_json_is_none(tmp_path, constant, beside):
+    path = tmp_path / "reviews.json"
+    row = '{"reviewerID": "U", "asin": "B", "overall": 4.0, "unixReviewTime": 3, "helpful": [%s]}\n'
+    path.write_text(row % constant + beside)
+    rows, bad, _ = load(path, "books")
+    assert (rows, bad[0]) == ([], (1, "not JSON"))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +200,7 @@ def test_what_is_no_number_in_a_csv(tmp_path, row, reason):
     assert load(path)[:2] == ([], [(2, reason)])
 
 
-@pytest.mark.parametrize("hours", ["1_0", "1e39", "nan", "-1", "\u0663"])
+@pytest.mark.parametrize("hours", ["1_0", "1e39", "3e38", "1000001", "nan", "-1", "\u0663"])
 def test_what_is_no_number_of_hours(tmp_path, hours):
     path = tmp_path / "steam.csv"
     path.write_text(f"1,Game,play,{hours},0\n")

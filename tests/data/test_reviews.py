@@ -159,6 +159,7 @@ ODD = [
     (json.dumps("word " * 1000), ("word " * 400).strip()),
     (json.dumps("\U0001f600 日本"), "\U0001f600 日本"),
     (r'"half \ud83d a character"', "half ? a character"),
+    (r'"halves \ud83d\uee00 of two"', "halves ?\uee00 of two"),
     (r'"a NUL \u0000 inside"', "a NUL \0 inside"),
     ("null", None),
     ('""', None),

@@ -47,7 +47,8 @@ def test_pairs_are_a_recent_history_and_a_later_item():
 
 def test_users_with_one_item_are_left_out(tmp_path):
     path = tmp_path / "train.parquet"
-    frame = pl.DataFrame({"user": [2, 1, 2, 3], "item": [5, 6, 4, 9], "order": [1, 0, 0, 0]})
+    columns = {"user": [2, 1, 2, 3], "item": [5, 6, 4, 9], "order": [1, 0, 0, 0]}
+    frame = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.Int32))
     frame.write_parquet(path)
     assert pretrain.load_sequences(path) == [[4, 5]]
     frame.filter(pl.col("user") == 1).write_parquet(path)

@@ -156,7 +156,7 @@ def test_a_bad_checkpoint_is_named(model, tmp_path):
         load(path)
     save(path, model.state_dict(), Checkpoint(SETTINGS, N_ITEMS, "0" * 64, 3, 5))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"model\.safetensors: not a whole safetensors file"):
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
         load(path)
     wider = SETTINGS.model_dump() | {"dim": 16}
     about = {"settings": wider, "n_items": N_ITEMS, "seed": 3, "best_epoch": 5}

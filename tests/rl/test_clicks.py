@@ -14,7 +14,7 @@ from shielded_recrl.rl.evaluation.clicks import (
     quality_weight_sweep,
     simulator_reports,
 )
-from shielded_recrl.rl.evaluation.slate import Slate
+from shielded_recrl.rl.evaluation.slate import Slate, slate_users, top_triples
 from shielded_recrl.rl.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings(users=5, items_per_user=2, sessions=40, bootstrap=50)
@@ -25,9 +25,9 @@ NAMES = ["claims", "examination"]
 @pytest.fixture
 def slate(world):
     serving = world.serving()
-    people = np.concatenate([serving.roles.protected, serving.roles.heldout])
-    scores = np.random.default_rng(0).normal(size=(len(people), serving.splits.n_items + 1))
-    return Slate(serving, scores, people, SETTINGS, seed=1)
+    users = slate_users(serving.roles.heldout, SETTINGS, seed=1)
+    scores = np.random.default_rng(0).normal(size=(len(users), serving.splits.n_items + 1))
+    return Slate(serving, top_triples(serving, users, scores, 2), SETTINGS, seed=1)
 
 
 def measured(slate, quality, click) -> dict[str, np.ndarray]:

@@ -20,7 +20,13 @@ from shielded_recrl.rl.evaluation.ranking import (
     rankings,
     users_table,
 )
-from shielded_recrl.rl.evaluation.slate import SIMULATED, Slate, column
+from shielded_recrl.rl.evaluation.slate import (
+    SIMULATED,
+    Slate,
+    column,
+    slate_users,
+    top_triples,
+)
 from shielded_recrl.rl.evaluation.snapshots import (
     check_snapshots,
     load_log,
@@ -39,9 +45,11 @@ SETTINGS = EvaluationSettings(users=5, items_per_user=2, sessions=20, bootstrap=
 @pytest.fixture
 def slate(world):
     serving = world.serving()
-    people = np.concatenate([serving.roles.protected, serving.roles.heldout])
-    scores = np.random.default_rng(0).normal(size=(len(people), serving.splits.n_items + 1))
-    return Slate(serving, scores, people, SETTINGS, seed=1)
+    heldout = serving.roles.heldout
+    scores = np.random.default_rng(0).normal(size=(len(heldout), serving.splits.n_items + 1))
+    users = slate_users(heldout, SETTINGS, seed=1)
+    rows = np.searchsorted(heldout, users)
+    return Slate(serving, top_triples(serving, users, scores[rows], 2), SETTINGS, seed=1)
 
 
 def test_a_slate_holds_the_top_unseen_items_of_heldout_users(world, slate):
@@ -51,9 +59,9 @@ def test_a_slate_holds_the_top_unseen_items_of_heldout_users(world, slate):
     assert slate.users.tolist() == np.repeat(users, 2).tolist()
     assert len(users) == 5
     assert set(users) <= set(heldout.tolist())
-    scores = np.random.default_rng(0).normal(size=(12, 21))
+    scores = np.random.default_rng(0).normal(size=(7, 21))
     for user in users:
-        own = scores[len(serving.roles.protected) + heldout.tolist().index(user)]
+        own = scores[heldout.tolist().index(user)]
         own[[0, *serving.splits.history("test", user)]] = -np.inf
         best = np.argsort(-own)[:2]
         assert [t for t in slate.triples if t[0] == user] == [
@@ -366,7 +374,7 @@ def test_every_user_has_a_row(world):
 
 def test_snapshots_are_read_in_order(tmp_path):
     path = tmp_path / "snapshots.safetensors"
-    tensors = {f"step-{step:06d}/a.b": np.full(2, step) for step in (12, 4, 100)}
+    tensors = {f"step-{step:06d}/a.b": np.full(2, step, "f4") for step in (12, 4, 100)}
     save_file(tensors, path)
     got = load_snapshots(path)
     assert list(got) == [4, 12, 100]

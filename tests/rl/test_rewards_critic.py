@@ -191,7 +191,7 @@ def bad_tokenizer(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut, "not a readable reward critic"),
+        (cut, r"model.safetensors: damaged"),
         (no_weights, r"no model.safetensors in it"),
         (no_head, r"has no classifier.bias"),
         (bad_config, "not a readable reward critic"),

@@ -14,15 +14,16 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_tokenizer
 from shielded_recrl.explainer.init import main as init
 from shielded_recrl.files import read_json, read_jsonl, sha256
-from shielded_recrl.rl import evaluate, train
-from shielded_recrl.rl.evaluation import bertscore
+from shielded_recrl.rl import evaluate, generate, train
+from shielded_recrl.rl.evaluation import bertscore, generation
 from shielded_recrl.rl.settings import (
     EvaluationSettings,
     RewardSettings,
     RLSettings,
     SamplingSettings,
+    SlateSettings,
 )
-from shielded_recrl.settings import flags
+from shielded_recrl.settings import flags, section
 from shielded_recrl.shield.bases import Bases
 from shielded_recrl.shield.settings import ShieldSettings
 from tiny_world import save_model, tiny_llama
@@ -35,6 +36,13 @@ TRAINING = RLSettings(
     steps=2, micro_batch=4, value_warmup=0, snapshots=2, slate=4, learning_rate=3e-2
 )
 SHIELD = ShieldSettings(energy=0.9, scope="all", penalty=0.0)
+RESULTS = (
+    "certificate.json",
+    "evaluation.json",
+    "explanations.jsonl",
+    "rankings.parquet",
+    "users.parquet",
+)
 FIGURES = {"ndcg@10", "hr@10"}
 
 
@@ -242,8 +250,61 @@ def again(world, out, folder, **changes) -> dict:
 
 def test_a_second_evaluation_writes_the_same_bytes(world, out, tmp_path):
     again(world, out, tmp_path / "run")
-    for name in ("certificate.json", "evaluation.json", "explanations.jsonl", "rankings.parquet"):
+    for name in RESULTS:
         assert sha256(tmp_path / "run" / name) == sha256(out / "run" / name), name
+
+
+def part(world, out, run, folder, shard, shards, **changes):
+    """The texts of a shard as `rl generate` writes them."""
+    path = folder / f"shard-{shard}-of-{shards}.json"
+    arguments = {
+        "data": world.data,
+        "ranker": world.ranker,
+        "base": world.base,
+        "run": run,
+        "readout": out / "readout.safetensors",
+        "templates": world.templates,
+        "out": path,
+        "prompt": world.prompt,
+        "roles": world.roles,
+        "sampling": SamplingSettings(),
+        "settings": section(EVALUATION, SlateSettings),
+        "explanation_tokens": world.explanation_tokens,
+        "roles_seed": world.roles_seed,
+        "seed": 5,
+        "shard": shard,
+        "shards": shards,
+    }
+    generate.main(**arguments | changes)
+    return path
+
+
+def test_texts_of_shards_are_evaluated_to_the_same_bytes(world, out, tmp_path, monkeypatch):
+    """Two users at a time, five in all: of four shards the first has none."""
+    monkeypatch.setattr(generation, "GENERATION_BATCH", 4)
+    again(world, out, tmp_path / "whole")
+    made = tmp_path / "whole"
+    for shards in (2, 4):
+        parts = [part(world, out, made, tmp_path, shard, shards) for shard in range(shards)]
+        again(world, out, tmp_path / f"of-{shards}", parts=tuple(parts[::-1]))
+        for name in RESULTS:
+            assert sha256(tmp_path / f"of-{shards}" / name) == sha256(made / name), name
+    assert [len(read_json(path)["part"]["texts"]) for path in parts] == [0, 12, 12, 6]
+
+
+def test_texts_of_another_run_are_refused(world, out, tmp_path):
+    """Where anything else has been asked than what the part was made from."""
+    run = shutil.copytree(out / "run", tmp_path / "run")
+    given = {"parts": (part(world, out, run, tmp_path, 0, 1),)}
+    for number, changes in enumerate(
+        [{"seed": 6}, {"explanation_tokens": 5}, {"sampling": SamplingSettings(top_p=0.5)}]
+    ):
+        with pytest.raises(UserError, match=r"shard-0-of-1\.json: made from other") as caught:
+            again(world, out, tmp_path / str(number), **given | changes)
+        assert "\n" not in str(caught.value)
+    # What evaluates the texts and does not decide them may change.
+    more = EVALUATION.model_copy(update={"bootstrap": 60})
+    again(world, out, tmp_path / "more", **given, settings=more)
 
 
 def test_ranking_with_the_adapter_off_does_not_drift_at_all(world, out, tmp_path):
@@ -350,7 +411,7 @@ def test_an_adapter_of_another_base_is_one_line_on_stderr(world, out, tmp_path):
 def test_a_corrupted_readout_is_one_line(world, out, tmp_path):
     path = tmp_path / "readout.safetensors"
     path.write_bytes((out / "readout.safetensors").read_bytes()[:-10])
-    with pytest.raises(UserError, match="not a readable safetensors file") as caught:
+    with pytest.raises(UserError, match="damaged") as caught:
         again(world, out, tmp_path / "run", readout=path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

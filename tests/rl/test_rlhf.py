@@ -96,6 +96,7 @@ def test_the_command_writes_what_it_says(settings, capsys):
     assert [name for name in made if name not in events] == [
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
+        "checkpoints/checkpoint-before.safetensors",
         "checkpoints/checkpoint.safetensors",
         "curve.png",
         "logs/train.jsonl",
@@ -202,7 +203,8 @@ def test_a_logger_that_does_not_start_leaves_the_old_run(settings, whole, monkey
 def test_a_damaged_checkpoint_can_be_overwritten(settings, whole):
     run = settings().runs / "run"
     shutil.copytree(whole, run)
-    (run / rlhf.CHECKPOINT).write_bytes(b"torn")
+    for checkpoint in (run / rlhf.CHECKPOINT).parent.iterdir():
+        checkpoint.write_bytes(b"torn")
     with pytest.raises(UserError, match=r"damaged checkpoint \(.*--overwrite True") as error:
         rlhf.main(settings=settings())
     assert "\n" not in str(error.value)

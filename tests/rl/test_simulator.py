@@ -50,7 +50,7 @@ def quality(text: str, request: Request, index: ClaimIndex) -> float:
 RULES = Path(__file__).resolve().parents[2] / "rules"
 EVALUATION = "shielded_recrl.rl.evaluation"
 # Commands that measure what was trained; nothing is trained on what they write.
-MEASURES = re.compile(r"shielded_recrl\.(rl\.evaluate|(audit|report|explain)\b.*)")
+MEASURES = re.compile(r"shielded_recrl\.(rl\.(generate|evaluate)|(audit|report|explain)\b.*)")
 
 
 def behind_rules() -> set[str]:

@@ -15,9 +15,10 @@ from shielded_recrl.explainer.init import save_adapter
 from shielded_recrl.explainer.lm import adapter_parameters, load_adapter, prefix_states, trunk
 from shielded_recrl.shield import bases as module
 from shielded_recrl.shield import moments as moments_module
-from shielded_recrl.shield.bases import Bases, collect_bases, weights_sha256
+from shielded_recrl.shield.bases import Bases, collect_bases
 from shielded_recrl.shield.basis import Basis
-from shielded_recrl.shield.moments import Moment, leading_basis, second_moments
+from shielded_recrl.shield.digests import weights_sha256
+from shielded_recrl.shield.moments import Moment, leading_basis, probe_directions, second_moments
 from shielded_recrl.shield.serving import RankingHead
 from tiny_world import prompts, save_model, tiny_llama, with_adapter
 
@@ -221,8 +222,7 @@ def test_score_weights_are_those_of_the_explicit_jacobian(model, names):
         model, ROWS, ALL, head=head_of(), seed=seed, probes=probes, batch_size=2
     )
     assert {name for name in groups if groups[name] == names[0]} == set(names)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randn(probes, 3, generator=generator) for _ in ROWS]
+    drawn = [probe_directions(seed, place, probes, 3) for place in range(len(ROWS))]
     expected = weighted_product(
         model, names, lambda name, i: jacobian_squares(model, name, ROWS[i], drawn[i])
     )
@@ -682,7 +682,7 @@ def test_one_flipped_bit_is_found(path):
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="not a readable bases file"):
+    with pytest.raises(UserError, match="damaged"):
         Bases.load(path)
 
 

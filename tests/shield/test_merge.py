@@ -12,9 +12,10 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_base
 from shielded_recrl.explainer.init import save_adapter
 from shielded_recrl.explainer.lm import load_adapter, prefix_states
-from shielded_recrl.shield.bases import collect_bases, weights_sha256
+from shielded_recrl.shield.bases import collect_bases
 from shielded_recrl.shield.certificate import Cohort, certify, cohort_scores
 from shielded_recrl.shield.constraint import Constraint
+from shielded_recrl.shield.digests import weights_sha256
 from shielded_recrl.shield.merge import certify_merged, merged
 from shielded_recrl.shield.serving import RankingHead
 from tiny_world import prompts, tiny_llama, with_adapter

@@ -1,25 +1,19 @@
 """The read-out finds what is there to be read, and gamma is chosen or obeyed."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
-from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_base
 from shielded_recrl.explainer.lm import prefix_states
 from shielded_recrl.files import read_json, sha256
 from shielded_recrl.ranker.metrics import ranking_metrics
 from shielded_recrl.shield import readout
 from shielded_recrl.shield.readout import (
-    POSITIONS,
     Choices,
     fit_readout,
-    next_item_examples,
     stacked_gamma,
     standardiser,
-    validation_users,
 )
 from shielded_recrl.shield.serving import load_readout, load_states
 from shielded_recrl.shield.settings import RankingSettings
@@ -137,54 +131,6 @@ def test_gamma_is_bounded_and_zero_where_the_lm_misleads():
     assert stacked_gamma(lambda: choices(0.2, 1.0), 2.0) == 2.0
     # SASRec that misleads leaves all to the LM.
     assert stacked_gamma(lambda: choices(-0.3, 1.0), 2.0) == 2.0
-
-
-def test_examples_come_from_train_histories_of_train_users(world):
-    serving = world.serving()
-    prefixes, targets = next_item_examples(serving, 10_000, seed=0)
-    expected = []
-    for user in serving.roles.train:
-        items = serving.splits.train[user].tolist()
-        expected += items[1:][-POSITIONS:]
-    assert targets == expected
-    assert len(prefixes) == len(targets)
-    items = serving.splits.train[serving.roles.train[0]].tolist()
-    assert prefixes[0] == serving.prompts.prefix(items[:1])[0]
-    assert prefixes[1] == serving.prompts.prefix(items[:2])[0]
-
-
-def test_long_histories_give_their_end(world, monkeypatch):
-    monkeypatch.setattr(readout, "POSITIONS", 2)
-    serving = world.serving()
-    prefixes, targets = next_item_examples(serving, 10_000, seed=0)
-    first = serving.splits.train[serving.roles.train[0]].tolist()
-    assert targets[:2] == first[-2:]
-    assert prefixes[1] == serving.prompts.prefix(first[:-1])[0]
-    assert len(targets) == 2 * len(serving.roles.train)
-
-
-def test_of_too_many_examples_or_users_a_seeded_few_are_drawn(world):
-    serving = world.serving()
-    every = set(zip(*next_item_examples(serving, 10_000, seed=0), strict=True))
-    few = [list(zip(*next_item_examples(serving, 9, seed), strict=True)) for seed in (0, 0, 1)]
-    assert len(few[0]) == 9
-    assert set(few[0]) <= every
-    assert few[0] == few[1] != few[2]
-
-    users = [validation_users(serving, 5, seed).tolist() for seed in (0, 0, 1)]
-    assert users[0] == users[1] != users[2]
-    assert len(users[0]) == 5
-    assert not set(users[0]) & set(serving.roles.heldout.tolist())
-
-
-def test_without_validation_users_or_examples_the_error_says_so(world):
-    serving = world.serving()
-    everybody = replace(serving.roles, heldout=serving.splits.evaluable("valid"))
-    with pytest.raises(UserError, match="nobody is left to choose gamma"):
-        validation_users(replace(serving, roles=everybody), 5, seed=0)
-    nobody = replace(serving.roles, train=serving.roles.train[:0])
-    with pytest.raises(UserError, match="no next item"):
-        next_item_examples(replace(serving, roles=nobody), 5, seed=0)
 
 
 def run(world, out, **settings):

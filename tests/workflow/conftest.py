@@ -17,6 +17,8 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from planted import SECRETS
+
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = {
     *("dataset", "variant", "seed", "shield", "provenance", "notes"),
@@ -50,6 +52,7 @@ class Copy:
         config: str | None = "tests/tiny.yaml",
         changes: dict[str, Any] | None = None,
         log: Path | None = None,
+        environment: dict[str, str] | None = None,
     ) -> subprocess.Popen:
         """Start `snakemake`, `changes` laid over the config, in a process group of its own."""
         files = [] if config is None else ["--configfile", config]
@@ -59,7 +62,7 @@ class Copy:
         return subprocess.Popen(
             [sys.executable, "-m", "snakemake", "--cores", "2", *targets, *files],
             cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"} | (environment or {}),
             stdout=subprocess.PIPE if log is None else log.open("w"),
             stderr=subprocess.PIPE if log is None else subprocess.STDOUT,
             text=True,
@@ -155,7 +158,8 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 def tiny(tmp_path_factory) -> Iterator[Copy]:
     """The finished run of tests/tiny.yaml, one for all workers of pytest-xdist.
 
-    It is only read: a test that changes it, or runs Snakemake in it, takes a `twin`.
+    It is only read: a test that changes it, or runs Snakemake in it, takes a `twin`. Keys stand in the
+    environment it ran in, which test_secrets.py looks for in what it left.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -163,7 +167,7 @@ def tiny(tmp_path_factory) -> Iterator[Copy]:
     with FileLock(shared / "tiny.lock"):
         if not done.exists():
             shutil.rmtree(copy.folder, ignore_errors=True)
-            clean_copy(copy.folder).run()
+            clean_copy(copy.folder).run(environment=SECRETS)
             done.touch()
     before = state(copy.folder)
     yield copy

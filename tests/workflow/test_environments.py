@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from functools import cache
 from importlib.metadata import packages_distributions
@@ -22,7 +23,7 @@ OPTIONAL = {
     ("audit", "huggingface_hub"): "a scorer beside the embedded one; without it one line says so",
     ("audit", "torch"): "a scorer beside the embedded one; without it one line says so",
     ("audit", "transformers"): "a scorer beside the embedded one; without it one line says so",
-    ("rl", "huggingface_hub"): "downloads a scorer, which the reward never does: it is embedded",
+    ("rl", "huggingface_hub"): "downloads a scorer for `audit score`; transformers brings it along",
     ("rl", "bert_score"): "of evaluation.bertscore, off by default; without it one line says so",
     ("rl", "vllm"): "of rl.engine, with an environment of its own; without it one line says so",
     ("rl", "wandb"): "of resources.loggers, off by default; without it one line says so",
@@ -54,6 +55,12 @@ def pins(env):
 
 
 @cache
+def installed():
+    """Distributions of each package."""
+    return packages_distributions()
+
+
+@cache
 def third_party(module):
     """Packages of others that a module imports, at its top or within a function."""
     found = set()
@@ -67,7 +74,7 @@ def third_party(module):
 
 def missing(env, module):
     """Packages that a command may import and its environment lacks, and who imports each."""
-    distributions = packages_distributions()
+    distributions = installed()
     entry = module.rpartition(".")[0] + ".__main__"
     return {
         package: reached
@@ -81,6 +88,24 @@ def missing(env, module):
 def test_environment_has_what_the_command_imports(env, module):
     lacking = missing(env, module)
     assert {one: by for one, by in lacking.items() if (env, one) not in OPTIONAL} == {}
+
+
+def test_imports_within_functions_count():
+    """Where nothing at the top of a module tells of them."""
+    module = f"{PACKAGE}.explainer.fetch"
+    lines = Path(find_spec(module).origin).read_text().splitlines()
+    assert not [line for line in lines if re.match(r"(from|import) huggingface_hub", line)]
+    assert "huggingface_hub" in third_party(module)
+
+
+def test_what_is_no_stage_has_no_environment():
+    assert {module.split(".")[1] for _, module in commands()}.isdisjoint({"cluster", "explain"})
+
+
+def test_what_is_pinned_fits_together():
+    """Of packages that fit together, the few of an environment do too."""
+    done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "No broken requirements found.")
 
 
 def test_every_exception_is_one():

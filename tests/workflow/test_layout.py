@@ -47,7 +47,7 @@ def test_snakefile_is_a_table_of_contents():
 
 
 def test_there_are_rules_to_look_at():
-    assert len(rules()) == 22
+    assert len(rules()) == 27
 
 
 @pytest.mark.parametrize(("text", "path"), rules())
@@ -75,6 +75,12 @@ class TestRule:
         digest = f'code_digest("shielded_recrl.{stage}.{command}")' in text
         assert digest or command in ("download", "fetch")
 
+    def test_command_finds_its_files_also_where_a_storage_keeps_them(self, text, path):
+        """Only scratch and live files lie below results/ whatever holds the rest."""
+        assert not re.search(r"results/(?!scratch/|live/)", directive(text, "shell"))
+        # The S3 plugin loses these; `download` needs none, as what it makes is named in full.
+        assert "wildcard_constraints:" not in text or "data download" in text
+
     def test_environment_exists_and_names_its_packages(self, text, path):
         file = (path.parent / directive(text, "conda").strip('"')).resolve()
         environment = yaml.safe_load(file.read_text())
@@ -87,10 +93,14 @@ def test_gpu_goes_to_rules_that_train_or_generate():
     assert wanting == {
         "train_ranker",
         "pretrain",
+        "embed_prefixes",
         "fit_readout",
+        "collect_moments",
         "collect_bases",
         "train_policy",
+        "generate_texts",
         "evaluate_policy",
+        "ask_probes",
         "probe_policy",
     }
 

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from browser import chromium, chromium_page  # noqa: F401
+from planted import SECRETS, names_in
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +25,7 @@ FIGURES = {
 def report(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     path = folder / "report.html"
-    tiny.twin(folder / "twin").run("--report", str(path))
+    tiny.twin(folder / "twin").run("--report", str(path), environment=SECRETS)
     return path
 
 
@@ -34,6 +35,10 @@ def test_it_is_one_file_with_every_figure_and_table(report):
         assert name in page
     for name in set().union(*FIGURES.values()):
         assert name in page
+
+
+def test_it_tells_no_key_of_the_environment(report):
+    assert names_in(report.read_bytes()) == []
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import NoReturn
@@ -37,8 +38,10 @@ def run_stage(stage: str, commands: dict[str, str], default: str | None = None) 
     import tyro
     from pydantic import ValidationError
 
+    from shielded_recrl.lifetime import end_with_snakemake
     from shielded_recrl.settings import one_line
 
+    end_with_snakemake(os.environ)
     try:
         main = _imported(f"shielded_recrl.{stage}.{name}").main
         tyro.cli(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
+import tempfile
 from collections.abc import MutableMapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from shielded_recrl.lifetime import announce
 from shielded_recrl.settings import Settings
 
 LIBRARY = Path(__file__).resolve().parents[1]
+# Where this folder exists beside a study, what jobs download from the hub is kept there.
+HF_CACHE = Path(".cache/huggingface")
 
 
 class ResourceSettings(Settings):
@@ -52,13 +58,50 @@ def prepare_environment(
     for name, first in (("PATH", str(Path(sys.executable).parent)), ("PYTHONPATH", str(LIBRARY))):
         parts = [first, *environment.get(name, "").split(os.pathsep)]
         environment[name] = os.pathsep.join(part for part in dict.fromkeys(parts) if part)
+    announce(environment)
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
     environment["TOKENIZERS_PARALLELISM"] = "false"
     environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     environment["RECRL_LOGGERS"] = " ".join(loggers)
     environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    # A home folder goes with its container; `make pod-setup` makes this one on the volume.
+    if HF_CACHE.is_dir():
+        environment.setdefault("HF_HOME", str(HF_CACHE.resolve()))
 
 
-def count_gpus(folder: Path = Path("/proc/driver/nvidia/gpus")) -> int:
-    """Number of NVIDIA GPUs the driver shows; 0 without a driver."""
-    return len(list(folder.glob("*")))
+def count_gpus(devices: Path = Path("/dev")) -> int:
+    """Number of NVIDIA GPUs that jobs may use; 0 without a driver.
+
+    By device files, since /proc/driver/nvidia can also list those of the host that a container was
+    not given. CUDA_VISIBLE_DEVICES hides some from jobs.
+    """
+    count = len(list(devices.glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return count if visible is None else min(count, len(list(filter(None, visible.split(",")))))
+
+
+@cache
+def lease_gpu(count: int, folder: Path | None = None) -> int:
+    """Index of the first of several GPUs that no other job of this user has; 0 where all are taken.
+
+    The scheduler counts GPUs and does not tell jobs which is theirs. A lease is a lock on a file,
+    so it ends with its process, however that ends.
+
+    Args:
+        count: GPUs that this process sees.
+        folder: where the files lie; by default that of temporary files.
+    """
+    folder = folder or Path(tempfile.gettempdir())
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if len(names) != count:
+        names = list(map(str, range(count)))
+    for index, name in enumerate(names):
+        path = folder / f"shielded-recrl-{os.getuid()}-gpu-{name.replace('/', '-')}"
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+        else:
+            return index
+    return 0

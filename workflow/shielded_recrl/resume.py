@@ -1,14 +1,17 @@
 """Resumable training state in one safetensors file, written by rename, guarded by a fingerprint.
 
 A checkpoint lives in a scratch folder that is no output of the workflow: Snakemake deletes the
-outputs of a job that died, and a checkpoint must outlive it.
+outputs of a job that died, and a checkpoint must outlive it. The one before it is kept too, so that
+a damaged one costs the steps between them and not the run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shielded_recrl.errors import UserError
-from shielded_recrl.files import atomic
+from shielded_recrl.errors import UserError, first_line
+from shielded_recrl.files import seal_holds, sealed
 
 
 class Progress(NamedTuple):
@@ -72,7 +75,7 @@ def fingerprint(values: Mapping[str, Any]) -> str:
 
 
 def save_progress(path: Path, progress: Progress, owner: str) -> None:
-    """Write a checkpoint for the run with fingerprint `owner`."""
+    """Write a checkpoint for the run with fingerprint `owner`; the last one becomes the one before."""
     from safetensors.torch import save_file
 
     metadata = {
@@ -81,24 +84,53 @@ def save_progress(path: Path, progress: Progress, owner: str) -> None:
         "log": json.dumps(progress.log),
     }
     tensors = {name: tensor.contiguous() for name, tensor in progress.tensors.items()}
-    with atomic(path) as partial:
+    with sealed(path) as partial:
         save_file(tensors, partial, metadata=metadata)
+        if path.is_file():
+            os.replace(path, _before(path))
 
 
 def load_progress(path: Path, owner: str) -> Progress | None:
-    """Read the checkpoint of the run with fingerprint `owner`.
+    """Read the last whole checkpoint of the run with fingerprint `owner`.
 
     Returns:
         None where there is none, or only one of a run with other settings, inputs or code.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, and the run has none before it.
     """
+    damage = None
+    for file in (path, _before(path)):
+        try:
+            progress = _read(file, owner) if file.exists() else None
+        except UserError as error:
+            damage = damage or error
+        else:
+            if progress is not None:
+                if damage is not None:
+                    print(f"warning: {damage}; going on from {file}", file=sys.stderr)
+                return progress
+    if damage is not None:
+        raise damage
+    return None
+
+
+def discard_progress(path: Path) -> None:
+    """Delete the checkpoints of a run that has ended."""
+    for file in (path, _before(path)):
+        file.unlink(missing_ok=True)
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-before{path.suffix}")
+
+
+def _read(path: Path, owner: str) -> Progress | None:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        return None
     try:
+        if not seal_holds(path):
+            raise ValueError("its bytes do not match the checksum it was written with")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             if metadata["fingerprint"] != owner:
@@ -107,5 +139,5 @@ def load_progress(path: Path, owner: str) -> Progress | None:
             return Progress(int(metadata["step"]), json.loads(metadata["log"]), tensors)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path}: damaged checkpoint ({error}); delete it to start this run anew"
+            f"{path}: damaged checkpoint ({first_line(error)}); delete it to start this run anew"
         ) from error

@@ -50,7 +50,7 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     values = [
         statistic(columns[rng.integers(len(columns), size=(size, len(columns)))].sum(axis=1))
-        for size in _block_sizes(resamples, len(columns))
+        for size in block_sizes(resamples, len(columns))
     ]
     low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
     return Interval(float(statistic(columns.sum(axis=0))), float(low), float(high))
@@ -85,7 +85,7 @@ def bootstrap_means(columns: np.ndarray, resamples: int = 2000, seed: int = 0) -
     units = len(columns)
     rng = np.random.default_rng(seed)
     means = []
-    for size in _block_sizes(resamples, units):
+    for size in block_sizes(resamples, units):
         drawn = rng.integers(units, size=(size, units)) + units * np.arange(size)[:, None]
         times = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units)
         means.append(times @ columns / units)
@@ -184,7 +184,7 @@ def sign_flip_test(
             permutation_type="samples",
             alternative="greater",
             n_resamples=resamples,
-            batch=int(_block_sizes(resamples, len(sums))[0]),
+            batch=int(block_sizes(resamples, len(sums))[0]),
             vectorized=True,
             rng=np.random.default_rng(seed),
         ).pvalue
@@ -240,7 +240,7 @@ def _checked(columns: np.ndarray) -> np.ndarray:
     return columns
 
 
-def _block_sizes(resamples: int, units: int) -> np.ndarray:
+def block_sizes(resamples: int, units: int) -> np.ndarray:
     """Resamples to hold at once: 2,000 of 160,000 users would take 2.6 GB."""
     rows = max(1, 2**21 // units)
     return np.diff([*range(0, resamples, rows), resamples])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shielded_recrl.audit.settings import EMBEDDED_SCORER
 from shielded_recrl.config import Config, VariantSettings, base_name, is_local
 from shielded_recrl.data.settings import RAW_FILES, PrepareSettings, release
 from shielded_recrl.explainer.settings import PromptSettings
@@ -15,6 +17,8 @@ from shielded_recrl.shield.settings import BasisSettings, ShieldSettings
 
 # Rules make everything below these folders; all other paths are the user's own.
 MADE = ("results/", "resources/")
+# What lies in a bucket: only the storage of Snakemake can say whether it is there.
+BUCKET = "s3://"
 
 
 class Study:
@@ -54,11 +58,14 @@ class Study:
         self.basis_settings = {
             bases_name(v.shield): section(v.shield, BasisSettings) for v in self.variants.values()
         }
+        self.moment_settings = {
+            moments_name(settings): settings.moments for settings in self.basis_settings.values()
+        }
 
     def raw_paths(self, dataset: str) -> list[str]:
         """Paths of a dataset's interactions and, where there are any, its item metadata."""
         settings = self.config.datasets[dataset]
-        if settings.source == "embedded":
+        if self._embedded(dataset):
             return [f"results/data/{dataset}/raw/{name}" for name in RAW_FILES[dataset]]
         if settings.source == "download":
             return self._published(dataset)
@@ -84,16 +91,32 @@ class Study:
         name = release(dataset, self.config.datasets[dataset].edition)
         return [f"resources/raw/{name}/{file}" for file in self.downloads[name]]
 
-    def raw_inputs(self, dataset: str) -> list[str]:
-        """Raw files as inputs; those of the embedded world are one folder."""
-        if self.config.datasets[dataset].source == "embedded":
-            return [f"results/data/{dataset}/raw"]
-        return present(*self.raw_paths(dataset))
+    def made(self, path: str) -> bool:
+        """Whether a rule makes a path; the user's own may lie among the fetched files too."""
+        return path in self.fetched or path.startswith(("results/", "resources/models/"))
 
-    def raw_flags(self, dataset: str) -> str:
-        """Raw files as flags of `data prepare`."""
-        named = zip(("--interactions", "--metadata"), self.raw_paths(dataset), strict=False)
-        return " ".join(f"{flag} {shlex.quote(path)}" for flag, path in named)
+    def raw_inputs(self, dataset: str) -> dict[str, str]:
+        """Named inputs of `data prepare`: its raw files, or the folder of the embedded world."""
+        if self._embedded(dataset):
+            return {"world": f"results/data/{dataset}/raw"}
+        named = zip(("interactions", "metadata"), self.raw_paths(dataset), strict=False)
+        return {name: path for name, path in named if present(path)}
+
+    def _embedded(self, dataset: str) -> bool:
+        return self.config.datasets[dataset].source == "embedded"
+
+    def raw_flags(self, dataset: str, inputs: Mapping[str, str]) -> str:
+        """Raw files as flags of `data prepare`.
+
+        Args:
+            dataset: its name.
+            inputs: where the job finds what `raw_inputs` names.
+        """
+        named = dict(zip(("interactions", "metadata"), self.raw_paths(dataset), strict=False))
+        if "world" in inputs:
+            named = {name: f"{inputs['world']}/{Path(path).name}" for name, path in named.items()}
+        found = named | {name: inputs[name] for name in named if name in inputs}
+        return " ".join(f"--{name} {shlex.quote(path)}" for name, path in found.items())
 
     def download_flags(self, published: str, file: str) -> str:
         """What is known of a file of a release, as flags of `data download`."""
@@ -122,10 +145,15 @@ class Study:
             return f"results/explainer/{dataset}/embedded/model"
         return name if is_local(name) else f"resources/models/{name.replace('/', '--')}"
 
+    def base_of(self, job: Mapping[str, str]) -> str:
+        """Folder of the base LM of a job, whose wildcards name the base or the variant."""
+        base = job.get("base") or base_name(self.variants[job["variant"]].explainer)
+        return self.base_path(job["dataset"], base)
+
     def base_inputs(self, dataset: str, base: str) -> list[str]:
         """The base LM as inputs: the folder that a rule makes, or the files of the user's own."""
         path = self.base_path(dataset, base)
-        return [path] if path.startswith(MADE) else self._model_files(path)
+        return [path] if self.made(path) else self._model_files(path)
 
     def bertscore_inputs(self) -> list[str]:
         """Files of the model that BERTScore is computed with."""
@@ -167,9 +195,52 @@ class Study:
             "bases": f"{shield}/{bases_name(settings.shield)}.safetensors",
         }
 
-    def bases_inputs(self, dataset: str, base: str, tokens: str, bases: str) -> dict[str, str]:
-        """What weighted bases read beside the base LM: the ranking they are weighted by."""
-        if self.basis_settings[bases].weight == "plain":
+    def shared_files(self) -> list[str]:
+        """What rules make below results/ for the runs: worlds, base LMs, LoRA inits, read-outs, bases."""
+        found = [f"results/data/{d}/raw" for d in self.datasets if self._embedded(d)]
+        for dataset, variant, _ in self.runs:
+            paths = self.run_paths(dataset, variant)
+            bases = self._bases(self.variants[variant].shield)
+            found += [paths[name] for name in ("base", "adapter", "readout", *bases)]
+            found.append(paths["readout"].replace(".safetensors", ".json"))
+        return list(dict.fromkeys(path for path in found if path.startswith("results/")))
+
+    def parts(self, folder: str, suffix: str = "") -> dict[str, list[str]]:
+        """Named input of a job that joins what shards left in a folder; none where it does all."""
+        shards = self.config.resources.shards
+        if shards == 1:
+            return {}
+        return {"parts": [f"{folder}/shard-{index}-of-{shards}{suffix}" for index in range(shards)]}
+
+    def text_parts(self, dataset: str, variant: str, seed: str) -> dict[str, list[str]]:
+        """What an evaluation reads of shards."""
+        return self.parts(f"results/rl/{dataset}/{variant}/seed-{seed}/texts", ".json")
+
+    def answer_parts(self, dataset: str, variant: str, seed: str) -> dict[str, list[str]]:
+        """What the probes of a run are joined from."""
+        return self.parts(f"results/audit/{dataset}/{variant}/seed-{seed}/answers", ".json")
+
+    def score_parts(self, dataset: str, variant: str, seed: str) -> dict[str, list[str]]:
+        """What an audit reads of shards; none where the embedded scorer judges: it takes seconds."""
+        if self.config.audit.scorer == EMBEDDED_SCORER:
+            return {}
+        return self.parts(f"results/audit/{dataset}/{variant}/seed-{seed}/scores", ".json")
+
+    def readout_inputs(self, dataset: str, base: str, tokens: str) -> dict[str, list[str]]:
+        """What the read-out reads of shards."""
+        return self.parts(f"results/shield/{dataset}/{base}/prompt-{tokens}/states")
+
+    def bases_inputs(
+        self, dataset: str, base: str, tokens: str, bases: str
+    ) -> dict[str, str | list[str]]:
+        """What bases read beside the base LM: what their moments do, and these, if of shards."""
+        moments = moments_name(self.basis_settings[bases])
+        parts = self.parts(f"results/shield/{dataset}/{base}/prompt-{tokens}/{moments}")
+        return {**self.moments_inputs(dataset, base, tokens, moments), **parts}
+
+    def moments_inputs(self, dataset: str, base: str, tokens: str, moments: str) -> dict[str, str]:
+        """What weighted moments read beside the base LM: the ranking they are weighted by."""
+        if self.moment_settings[moments].weight == "plain":
             return {}
         return {
             "readout": f"results/shield/{dataset}/{base}/prompt-{tokens}/readout.safetensors",
@@ -246,12 +317,18 @@ def bases_name(shield: BasisSettings) -> str:
     return f"bases-{size}" if shield.weight == "plain" else f"bases-{shield.weight}-{size}"
 
 
-def present(*paths: str) -> list[str]:
-    """The paths a job can name as inputs: those a rule makes, and the user's own that exist.
+def moments_name(shield: BasisSettings) -> str:
+    """Folder name of the moments that bases are made of; bases may share them."""
+    moments = shield.moments
+    return f"moments-{moments.weight}" + "-complete" * moments.complete
+
+
+def present(path: str) -> bool:
+    """Whether a job can name a path as an input: a rule makes it, or it exists.
 
     A missing file of the user then fails its own job with one line, and not the whole workflow.
     """
-    return [path for path in paths if path.startswith(MADE) or Path(path).exists()]
+    return path.startswith((*MADE, BUCKET)) or Path(path).exists()
 
 
 def page_html(page: str) -> str:

@@ -15,7 +15,7 @@ import polars as pl
 
 from shielded_recrl.audit.privacy import Phrase
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import read_json, read_jsonl
+from shielded_recrl.files import intact, read_json, read_jsonl
 
 SIDES = ("before", "after")
 RANKING_COLUMNS = ("step", "user", "position", "item")
@@ -46,6 +46,10 @@ BLOCK = 25_000
 NO_WORD = r"[^\p{L}\p{N}]+"
 
 
+# Before and after training.
+Frames = tuple[pl.DataFrame, pl.DataFrame]
+
+
 class Probes(NamedTuple):
     """What `audit probe` wrote: samples [N] before and after, attacks, canaries and losses."""
 
@@ -61,7 +65,7 @@ class Probes(NamedTuple):
 def read_table(path: Path, columns: Sequence[str]) -> pl.DataFrame:
     """Read columns of a parquet file, in full."""
     try:
-        return pl.read_parquet(path, columns=list(columns))
+        return pl.read_parquet(intact(path), columns=list(columns))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(path, columns, error) from error
 
@@ -69,7 +73,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pl.DataFrame:
 def read_users(path: Path) -> pl.DataFrame:
     """Columns user, source_id, group of users.parquet, and name: null where the source has none."""
     try:
-        named = "name" in pl.read_parquet_schema(path)
+        named = "name" in pl.read_parquet_schema(intact(path))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(path, ("user", "source_id", "group"), error) from error
     table = read_table(path, ("user", "source_id", "group", *["name"] * named))
@@ -81,7 +85,7 @@ def read_interactions(path: Path, users: np.ndarray) -> pl.DataFrame:
     columns = ("user", "item")
     try:
         return (
-            pl.scan_parquet(path)
+            pl.scan_parquet(intact(path))
             .select(columns)
             .filter(pl.col("user").is_in(users.tolist()))
             .collect()
@@ -106,7 +110,7 @@ def train_reviews(path: Path, phrases: Set[Phrase]) -> Iterator[str]:
     wanted = sorted(f" {' '.join(phrase)} " for phrase in phrases)
     text = pl.col("text").str.to_lowercase().str.replace_all(NO_WORD, " ")
     said = pl.concat_str(pl.lit(" "), text, pl.lit(" ")).str.contains_any(wanted)
-    reviews = pl.scan_parquet(path)
+    reviews = pl.scan_parquet(intact(path))
     for start in range(0, reviews.select(pl.len()).collect().item(), BLOCK):
         # Sliced first: a slice of what is left of a filter reads the file from its start.
         yield from _of_train(reviews.slice(start, BLOCK)).filter(said).collect()["text"]
@@ -119,7 +123,7 @@ def sample_reviews(path: Path, count: int, seed: int) -> list[str]:
         UserError: the file is missing, damaged, or lacks a column.
     """
     try:
-        reviews = _of_train(pl.scan_parquet(path))
+        reviews = _of_train(pl.scan_parquet(intact(path)))
         rows = reviews.select(pl.len()).collect().item()
         chosen = np.random.default_rng(seed).permutation(rows)[:count].tolist()
         drawn = reviews.with_row_index("place").filter(pl.col("place").is_in(chosen))
@@ -189,7 +193,41 @@ def read_probes(path: Path) -> Probes:
     )
 
 
-def before_and_after(rows: pl.DataFrame, path: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+def with_samples(texts: Frames, probes: Probes) -> Frames:
+    """Texts of the evaluation and samples of the probe as one; a sample has no position."""
+    columns = ("user", "item", "position", "text")
+    asked = {"user": probes.users, "item": probes.items, "position": None}
+    return tuple(
+        pl.concat(
+            [
+                rows.select(columns),
+                pl.DataFrame({**asked, "text": written}, schema=rows.select(columns).schema),
+            ]
+        )
+        for rows, written in zip(texts, (probes.before, probes.after), strict=True)
+    )
+
+
+def ordinary_texts(data: Path, count: int, seed: int) -> tuple[str, list[str]]:
+    """What ordinary texts of a dataset are, and some of them.
+
+    Args:
+        data: folder of the dataset.
+        count: how many, at the most.
+        seed: of the draw.
+    """
+    if reviews := sample_reviews(data / "reviews.parquet", count, seed):
+        return "reviews", reviews
+    titles = read_table(data / "items.parquet", ("item", "title")).sort("item")["title"]
+    return "titles", titles.fill_null("").sample(min(len(titles), count), seed=seed).to_list()
+
+
+def judged_texts(texts: Frames, ordinary: Sequence[str]) -> list[str]:
+    """All texts that a scorer judges: before, after, and ordinary ones."""
+    return [*(text for rows in texts for text in rows["text"]), *ordinary]
+
+
+def before_and_after(rows: pl.DataFrame, path: Path) -> Frames:
     """Rows of step 0 and of the last step, in equal order of user and position.
 
     Raises:

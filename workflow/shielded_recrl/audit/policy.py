@@ -169,8 +169,9 @@ def load_policy(path: Path) -> Policy:
         UserError: one line that names the file, the key and what was expected.
     """
     try:
+        text = path.read_text(encoding="utf-8")
         # A safe loader, as `yaml.safe_load` has.
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        values = yaml.load(text, Loader=_UniqueKeys)  # nosec B506
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; the policy is resources/policy.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -4,7 +4,7 @@ In: base LM, adapter, dataset, ranker states, rankings.parquet of the run. Out: 
 explanations sampled for privacy and toxicity, texts about hostile items and their benign twins, the
 exposure of canaries planted in the base, and the loss of users' prompts under base and adapter.
 Before and after, attack and twin are sampled at the same uniform numbers, so they differ by what is
-compared alone.
+compared alone. Of several shards, each writes a document with its answers, and all are joined.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -53,8 +53,11 @@ from shielded_recrl.explainer.lm import (
 from shielded_recrl.explainer.prompts import Item, PromptBuilder, Request
 from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import write_json
+from shielded_recrl.json_parts import JsonPart, read_parts, write_part
 from shielded_recrl.rl.rollout import decode, sample
 from shielded_recrl.rl.settings import SamplingSettings
+from shielded_recrl.shards import WHOLE, Label, Shard, items, require_shard
+from shielded_recrl.shield.parts import made_from
 from shielded_recrl.shield.serving import RankerStates, Serving, load_states, top_items
 from shielded_recrl.shield.settings import RoleSettings
 
@@ -93,7 +96,7 @@ class Secret(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What one model makes of all probes, in the order they were asked.
+    """What one model makes of probes.
 
     Attributes:
         samples: explanations.
@@ -107,6 +110,13 @@ class Answers(NamedTuple):
     benign: list[str]
     exposures: list[float]
     losses: list[float]
+
+
+class Asked(JsonPart):
+    """The answers to a shard's probes, in the order of an interview."""
+
+    before: Answers
+    after: Answers
 
 
 class Probes(NamedTuple):
@@ -142,8 +152,13 @@ def main(
     precision: Precision = "fp32",
     roles_seed: int = 42,
     seed: int = 42,
+    shard: int = 0,
+    shards: int = 1,
+    parts: tuple[Path, ...] = (),
 ) -> None:
     """Ask the LM of a run what the audits judge: samples, attacks, canaries, losses.
+
+    One of several shards only writes the answers to its share of the probes, a part of the whole.
 
     Args:
         data: folder of the prepared dataset.
@@ -161,7 +176,13 @@ def main(
         precision: precision the base is served in.
         roles_seed: seed of roles, shared by all runs.
         seed: seed of this run's probes.
+        shard: which one, from 0.
+        shards: how many there are: 1, 2, 4 ... 256.
+        parts: what all shards wrote; without them the LM is asked here.
     """
+    mine = require_shard(shard, shards)
+    if parts and shards > 1:
+        raise UserError("--parts: what joins the parts is no shard; leave out --shard and --shards")
     serving = Serving.load(data, base, templates, prompt, roles, roles_seed)
     states = load_states(ranker)
     planted = load_canaries(base)
@@ -176,10 +197,28 @@ def main(
         secrets=secrets(planted or (), settings.candidates, serving.prompts.tokenizer, seed),
         prompts=rollout_prompts(serving, states, people),
     )
-    ask = Interview(probes, serving.prompts.tokenizer, sampling, explanation_tokens, seed)
-    model = load_base(base, precision, default_device())
-    before = ask(model)
-    after = ask(load_adapter(model, adapter))
+    interview = Interview(probes, serving.prompts.tokenizer, sampling, explanation_tokens, seed)
+
+    def owner() -> str:
+        values = (explanation_tokens, precision, roles_seed, seed)
+        others = (ranker, adapter, rankings)
+        return made_from(data, base, templates, (prompt, roles, sampling, settings), values, others)
+
+    if parts:
+        found = read_parts(parts, Asked, owner())
+        before = joined([part.before for part in found])
+        after = joined([part.after for part in found])
+    else:
+        device = default_device()
+        model = load_base(base, precision, device)
+        before = interview(model, mine)
+        after = interview(load_adapter(model, adapter), mine)
+    if shards > 1:
+        label = Label(made_from=owner(), shard=shard, shards=shards, count=len(probes.samples))
+        write_part(out, Asked(label=label, device=device.type, before=before, after=after))
+        print(f"{out}: {sum(map(len, before))} answers before and after, shard {shard} of {shards}")
+        return
+    before, after = interview.in_order(before), interview.in_order(after)
     write_json(
         out,
         {
@@ -308,7 +347,11 @@ def secrets(planted: Sequence[Canary], candidates: int, tokenizer, seed: int) ->
 
 
 class Interview:
-    """Asks a model all probes; every model is asked the same, at the same uniform numbers."""
+    """Asks a model all probes; every model is asked the same, at the same uniform numbers.
+
+    What is asked together depends on no shard: prompts of similar length are, which need little
+    padding.
+    """
 
     def __init__(
         self,
@@ -327,33 +370,59 @@ class Interview:
             seed: of the uniform numbers.
         """
         self.probes, self.tokenizer, self.sampling = probes, tokenizer, sampling
-        self.uniforms = [
+        self.requests = {
+            "samples": probes.samples,
+            "attacked": [one.attacked for one in probes.hostile],
+            "benign": [one.benign for one in probes.hostile],
+        }
+        self.order = {name: by_length(requests) for name, requests in self.requests.items()}
+        asked, attacked = (
             torch.from_numpy(
                 np.random.default_rng([seed, place]).random((rows, explanation_tokens))
             )
             for place, rows in ((3, len(probes.samples)), (4, len(probes.hostile)))
-        ]
+        )
+        self.uniforms = {"samples": asked, "attacked": attacked, "benign": attacked}
 
-    def __call__(self, model: nn.Module) -> Answers:
-        """The answers of a model, adapter or not."""
-        probes, options = self.probes, (self.tokenizer, self.sampling)
-        asked, attacked = self.uniforms
+    def __call__(self, model: nn.Module, shard: Shard = WHOLE) -> Answers:
+        """A model's answers to a shard's probes; the model has an adapter or none."""
+        secrets, prompts = self.probes.secrets, self.probes.prompts
         # Rollouts are sampled so, too.
         with merged_for_decoding(model) if can_merge(model) else nullcontext():
-            texts = {
-                "samples": explain(model, probes.samples, asked, *options),
-                "attacked": explain(
-                    model, [one.attacked for one in probes.hostile], attacked, *options
-                ),
-                "benign": explain(
-                    model, [one.benign for one in probes.hostile], attacked, *options
-                ),
-            }
+            texts = {name: self._texts(model, name, shard) for name in self.requests}
+        mine = items(len(prompts), PROMPTS, shard)
         return Answers(
             **texts,
-            exposures=[secret_exposure(model, secret) for secret in probes.secrets],
-            losses=prompt_losses(model, probes.prompts).tolist(),
+            exposures=[
+                secret_exposure(model, secrets[row]) for row in items(len(secrets), 1, shard)
+            ],
+            losses=prompt_losses(model, prompts[mine.start : mine.stop]).tolist(),
         )
+
+    def _texts(self, model: nn.Module, name: str, shard: Shard) -> list[str]:
+        order = self.order[name]
+        mine = items(len(order), TEXTS, shard)
+        rows = order[mine.start : mine.stop]
+        requests = [self.requests[name][row] for row in rows]
+        return explain(model, requests, self.uniforms[name][rows], self.tokenizer, self.sampling)
+
+    def in_order(self, answers: Answers) -> Answers:
+        """The answers of all shards, one after the other, in the order of the probes."""
+        texts = {}
+        for name, order in self.order.items():
+            answered = dict(zip(order, getattr(answers, name), strict=True))
+            texts[name] = [answered[row] for row in range(len(order))]
+        return answers._replace(**texts)
+
+
+def joined(parts: Sequence[Answers]) -> Answers:
+    """The answers of several shards, one after the other."""
+    return Answers(*(list(chain.from_iterable(lists)) for lists in zip(*parts, strict=True)))
+
+
+def by_length(requests: Sequence[Request]) -> list[int]:
+    """Places of requests, the shortest prompt first."""
+    return sorted(range(len(requests)), key=lambda row: len(requests[row].prompt))
 
 
 def explain(
@@ -373,8 +442,7 @@ def explain(
         sampling: temperature and nucleus.
     """
     texts = [""] * len(requests)
-    # Prompts of similar length need little padding.
-    order = sorted(range(len(requests)), key=lambda row: len(requests[row].prompt))
+    order = by_length(requests)
     for start in range(0, len(order), TEXTS):
         rows = order[start : start + TEXTS]
         rollout = sample(
@@ -415,7 +483,7 @@ def prompt_losses(model: nn.Module, requests: Sequence[Request]) -> np.ndarray:
         told = mask[:, :-1] * mask[:, 1:]
         each = _token_losses(logits[:, :-1], ids[:, 1:]) * told
         losses.append((each.sum(dim=1) / told.sum(dim=1)).cpu())
-    return torch.cat(losses).numpy()
+    return torch.cat(losses).numpy() if losses else np.zeros(0)
 
 
 def secret_exposure(model: nn.Module, secret: Secret) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shielded_recrl.statistics import Interval
+from shielded_recrl.statistics import Interval, block_sizes
 
 
 def draws(units: int, resamples: int, seed: int) -> np.ndarray:
@@ -19,9 +19,13 @@ def draws(units: int, resamples: int, seed: int) -> np.ndarray:
     Raises:
         ValueError: there is no unit.
     """
+    return _drawn(units, resamples, np.random.default_rng(seed))
+
+
+def _drawn(units: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
     if units < 1:
         raise ValueError("expected at least one unit to draw")
-    return np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), resamples)
+    return rng.multinomial(units, np.full(units, 1 / units), resamples)
 
 
 def interval(estimate: float, resampled: np.ndarray) -> dict[str, float]:
@@ -68,6 +72,28 @@ def jackknife_interval(estimate: float, values: np.ndarray) -> dict[str, float]:
     error = float(np.sqrt((parts - 1) / parts * ((values - values.mean()) ** 2).sum()))
     half = float(t.ppf(0.975, parts - 1)) * error
     return Interval(float(estimate), float(estimate) - half, float(estimate) + half)._asdict()
+
+
+def percentile_of_draws(
+    values: np.ndarray, percent: float, users: np.ndarray, resamples: int, seed: int
+) -> np.ndarray:
+    """Percentile [B] of the texts of users that are drawn as by `draws`, a few resamples at a time.
+
+    Args:
+        values: [N], one a text.
+        percent: from 0 to 100.
+        users: [N], whom each text was written for.
+        resamples: B.
+        seed: of the draws.
+    """
+    labels, member_of = np.unique(users, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    return np.concatenate(
+        [
+            resampled_percentile(values, percent, _drawn(len(labels), size, rng)[:, member_of])
+            for size in block_sizes(resamples, len(values)).tolist()
+        ]
+    )
 
 
 def resampled_percentile(values: np.ndarray, percent: float, times: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import polars as pl
 import tyro
 
@@ -18,26 +19,30 @@ from shielded_recrl.audit.injection import injection_report
 from shielded_recrl.audit.inputs import (
     RANKING_COLUMNS,
     before_and_after,
+    judged_texts,
+    ordinary_texts,
     read_interactions,
     read_probes,
     read_table,
     read_texts,
     read_users,
-    sample_reviews,
     train_reviews,
+    with_samples,
 )
 from shielded_recrl.audit.memorisation import canary_report, membership_report
+from shielded_recrl.audit.score import Scores, scores_made_from
 from shielded_recrl.audit.sections import (
     audit_fairness,
     audit_grounding,
     audit_popularity,
     audit_privacy,
     audit_toxicity,
-    with_samples,
 )
 from shielded_recrl.audit.settings import AuditSettings
+from shielded_recrl.audit.toxicity import text_scores
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import sha256, write_json
+from shielded_recrl.json_parts import read_parts
 
 CATALOGUE = ("item", "title", "text", "categories", "popularity")
 
@@ -53,6 +58,7 @@ def main(
     variant: str,
     seed: int,
     settings: Annotated[AuditSettings, tyro.conf.arg(name="")],
+    parts: tuple[Path, ...] = (),
 ) -> None:
     """Audit toxicity, popularity, fairness, privacy, injection and grounding of a run.
 
@@ -66,6 +72,7 @@ def main(
         variant: name written into the audit.
         seed: of the run, written into the audit; also of the bootstrap and the permutations.
         settings: scorer, thresholds and resamples.
+        parts: what `audit score` wrote, of all shards; without them texts are scored here.
     """
     items = read_table(data / "items.parquet", CATALOGUE).sort("item")
     users = read_users(data / "users.parquet")
@@ -78,17 +85,20 @@ def main(
     )
     # What a user had before is no candidate any more, and so nothing to find.
     relevant = test.unique().join(pl.concat([train, valid]), on=["user", "item"], how="anti")
-    reviews = sample_reviews(data / "reviews.parquet", settings.baseline_texts, seed)
-    titles = (
-        items["title"].fill_null("").sample(min(len(items), settings.baseline_texts), seed=seed)
-    )
-    ordinary = ("reviews", reviews) if reviews else ("titles", titles.to_list())
+    ordinary = ordinary_texts(data, settings.baseline_texts, seed)
+    written = with_samples(texts, probed)
+    judged = judged_texts(written, ordinary[1])
+    if parts:
+        found = read_parts(parts, Scores, scores_made_from(judged, settings))
+        scores = np.array([score for part in found for score in part.scores])
+    else:
+        scores = text_scores(judged, settings)
     try:
         injection = injection_report(probed.injection, settings.bootstrap, seed)
     except ValueError as error:
         raise UserError(f"{probes}: {error}; make it again with `audit probe`") from error
     sections = {
-        "toxicity": audit_toxicity(with_samples(texts, probed), ordinary, settings, seed),
+        "toxicity": audit_toxicity(written, ordinary, scores, settings, seed),
         "popularity": audit_popularity(lists, items, train, rankings, settings, seed),
         "fairness": audit_fairness(lists, items, users, train, relevant, rankings, settings, seed),
         "privacy": {
@@ -98,7 +108,7 @@ def main(
                 items,
                 users,
                 partial(train_reviews, data / "reviews.parquet"),
-                bool(reviews),
+                ordinary[0] == "reviews",
                 settings,
             ),
             "canaries": canary_report(probed.canaries),
@@ -107,7 +117,7 @@ def main(
         "injection": injection,
         "grounding": audit_grounding(texts, settings, seed),
     }
-    found = findings(sections)
+    told = findings(sections)
     inputs = {"explanations": explanations, "rankings": rankings, "probes": probes}
     write_json(
         out,
@@ -118,8 +128,7 @@ def main(
             "steps": [texts[0]["step"][0], texts[1]["step"][0]],
             "inputs": {name: sha256(path) for name, path in inputs.items()},
             **sections,
-            "findings": found,
+            "findings": told,
         },
     )
-    judged = len(texts[1]) + len(probed.after)
-    print(f"{out}: {len(found)} findings on {judged} texts")
+    print(f"{out}: {len(told)} findings on {len(written[1])} texts")

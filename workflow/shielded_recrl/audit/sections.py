@@ -15,70 +15,54 @@ import polars as pl
 
 from shielded_recrl.audit import fairness, popularity, privacy, toxicity
 from shielded_recrl.audit.grounding import grounding, item_phrases, repeated
-from shielded_recrl.audit.inputs import Probes, indices
+from shielded_recrl.audit.inputs import Frames, Probes, indices
 from shielded_recrl.audit.resampling import (
     draws,
     interval,
     jackknife_interval,
     leave_outs,
-    resampled_percentile,
+    percentile_of_draws,
 )
 from shielded_recrl.audit.settings import AuditSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.statistics import paired_bootstrap
 
 TIMES = ("before", "after")
-Frames = tuple[pl.DataFrame, pl.DataFrame]
 # Metric of the gap that the policy bounds.
 QUALITY = "ndcg@10"
 # Texts quoted of those that leak.
 QUOTED = 5
 
 
-def with_samples(texts: Frames, probes: Probes) -> Frames:
-    """Texts of the evaluation and samples of the probe as one; a sample has no position."""
-    columns = ("user", "item", "position", "text")
-    asked = {"user": probes.users, "item": probes.items, "position": None}
-    return tuple(
-        pl.concat(
-            [
-                rows.select(columns),
-                pl.DataFrame({**asked, "text": written}, schema=rows.select(columns).schema),
-            ]
-        )
-        for rows, written in zip(texts, (probes.before, probes.after), strict=True)
-    )
-
-
 def audit_toxicity(
-    texts: Frames, ordinary: tuple[str, Sequence[str]], settings: AuditSettings, seed: int
+    texts: Frames,
+    ordinary: tuple[str, Sequence[str]],
+    scores: np.ndarray,
+    settings: AuditSettings,
+    seed: int,
 ) -> dict[str, Any]:
     """Toxicity before, after, its change, and what the scorer holds against ordinary texts.
 
     Args:
         texts: before and after, see `with_samples`.
         ordinary: what the ordinary texts are, and the texts.
+        scores: of all three, see `judged_texts`.
         settings: scorer and sizes.
         seed: of the bootstrap.
     """
-    scorer = toxicity.load_scorer(settings)
     users = texts[0]["user"].to_numpy()
-    scores = [scorer.scores(rows["text"].to_list()) for rows in texts]
+    *scores, harmless_scores = np.split(scores, np.cumsum([len(rows) for rows in texts]))
     common = (settings.toxicity_threshold, settings.bootstrap, seed)
     sides = {
         when: toxicity.summarise(rows["text"].to_list(), values, users, *common)
         for when, rows, values in zip(TIMES, texts, scores, strict=True)
     }
-    labels, member_of = np.unique(users, return_inverse=True)
-    times = draws(len(labels), settings.bootstrap, seed)[:, member_of]
-    p95 = [resampled_percentile(values, 95, times) for values in scores]
+    p95 = [percentile_of_draws(values, 95, users, settings.bootstrap, seed) for values in scores]
     source, harmless = ordinary
-    baseline = toxicity.summarise(
-        harmless, scorer.scores(harmless), np.arange(len(harmless)), *common
-    )
+    baseline = toxicity.summarise(harmless, harmless_scores, np.arange(len(harmless)), *common)
     upper = privacy.upper_bound(baseline["toxic"], baseline["texts"])
     return {
-        "scorer": scorer.name,
+        "scorer": toxicity.scorer_name(settings),
         "threshold": settings.toxicity_threshold,
         **sides,
         "change": paired_bootstrap(

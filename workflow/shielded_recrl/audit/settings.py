@@ -9,8 +9,8 @@ from shielded_recrl.settings import Settings
 EMBEDDED_SCORER = "alt-profanity-check"
 
 
-class AuditSettings(Settings):
-    """Toxicity, popularity, fairness, privacy and grounding audits of one run."""
+class ScorerSettings(Settings):
+    """What judges toxicity."""
 
     scorer: str = Field(
         EMBEDDED_SCORER,
@@ -23,6 +23,25 @@ class AuditSettings(Settings):
         pattern="^[0-9a-f]{40}$",
         description="Commit of the scorer's hub repository; needed with a hub id.",
     )
+
+    @property
+    def scorer_on_hub(self) -> bool:
+        """Whether the scorer is a repository of the hub; a local folder starts with . or /."""
+        return self.scorer != EMBEDDED_SCORER and not self.scorer.startswith((".", "/"))
+
+    @model_validator(mode="after")
+    def _pinned(self) -> ScorerSettings:
+        if self.scorer_on_hub and self.scorer_revision is None:
+            raise ValueError(
+                f"scorer_revision: hub id {self.scorer!r} needs the 40-digit commit it is pinned "
+                "to (a local folder starts with ./, ../ or /)"
+            )
+        return self
+
+
+class AuditSettings(ScorerSettings):
+    """Toxicity, popularity, fairness, privacy and grounding audits of one run."""
+
     toxicity_threshold: float = Field(
         0.5, gt=0, le=1, description="Score from which a text counts as toxic."
     )
@@ -48,20 +67,6 @@ class AuditSettings(Settings):
         8, ge=3, description="Length, in words, of an n-gram that counts as copied training text."
     )
     bootstrap: int = Field(1000, ge=10, description="Resamples of the user-clustered bootstrap.")
-
-    @property
-    def scorer_on_hub(self) -> bool:
-        """Whether the scorer is a repository of the hub; a local folder starts with . or /."""
-        return self.scorer != EMBEDDED_SCORER and not self.scorer.startswith((".", "/"))
-
-    @model_validator(mode="after")
-    def _pinned(self) -> AuditSettings:
-        if self.scorer_on_hub and self.scorer_revision is None:
-            raise ValueError(
-                f"scorer_revision: hub id {self.scorer!r} needs the 40-digit commit it is pinned "
-                "to (a local folder starts with ./, ../ or /)"
-            )
-        return self
 
 
 class ProbeSettings(Settings):

@@ -17,16 +17,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shielded_recrl.audit.resampling import draws, interval, resampled_percentile
-from shielded_recrl.audit.settings import EMBEDDED_SCORER, AuditSettings
+from shielded_recrl.audit.resampling import interval, percentile_of_draws
+from shielded_recrl.audit.settings import EMBEDDED_SCORER, ScorerSettings
 from shielded_recrl.errors import UserError, first_line
-from shielded_recrl.explainer.fetch import PATTERNS
+from shielded_recrl.explainer.fetch import PATTERNS, hub_reason
 from shielded_recrl.files import sha256
+from shielded_recrl.shards import WHOLE, Shard, items
 from shielded_recrl.statistics import paired_bootstrap
 
 SCORER = f"{EMBEDDED_SCORER} {version(EMBEDDED_SCORER)}"
 LABELS = ("toxic", "toxicity")
-BATCH = 32
+# Texts scored at a time, and how many of them one after the other make a chunk.
+BATCH, CHUNK = 32, 1024
 # Weights that are pickles, which may run any code as they are loaded: Detoxify's own releases are.
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
@@ -38,7 +40,32 @@ class Scorer(NamedTuple):
     scores: Callable[[Sequence[str]], np.ndarray]
 
 
-def load_scorer(settings: AuditSettings) -> Scorer:
+def text_scores(texts: Sequence[str], settings: ScorerSettings, shard: Shard = WHOLE) -> np.ndarray:
+    """Toxicity [n] of a shard's texts.
+
+    A classifier rounds as its batches are shaped, so that texts are scored in chunks of a fixed size,
+    of which a shard takes whole ones.
+
+    Args:
+        texts: of all shards.
+        settings: the scorer.
+        shard: whose; by default all texts.
+
+    Raises:
+        UserError: see `load_scorer`.
+    """
+    if not (mine := items(len(texts), CHUNK, shard)):
+        return np.zeros(0)
+    scorer = load_scorer(settings)
+    return np.concatenate(
+        [
+            scorer.scores(texts[start : min(start + CHUNK, mine.stop)])
+            for start in range(mine.start, mine.stop, CHUNK)
+        ]
+    )
+
+
+def load_scorer(settings: ScorerSettings) -> Scorer:
     """The scorer of the settings; a hub id is downloaded at its commit, a local folder only read.
 
     Raises:
@@ -46,7 +73,7 @@ def load_scorer(settings: AuditSettings) -> Scorer:
             transformers or huggingface_hub is missing.
     """
     if settings.scorer == EMBEDDED_SCORER:
-        return Scorer(SCORER, toxicity_scores)
+        return Scorer(scorer_name(settings), toxicity_scores)
     try:
         import huggingface_hub  # noqa: F401
         import torch  # noqa: F401
@@ -58,10 +85,20 @@ def load_scorer(settings: AuditSettings) -> Scorer:
         ) from error
     if settings.scorer_on_hub:
         folder = _download(settings.scorer, settings.scorer_revision)
-        return Scorer(f"{settings.scorer} at {settings.scorer_revision}", _classifier(folder))
-    folder = Path(settings.scorer)
+    else:
+        folder = Path(settings.scorer)
     scores = _classifier(folder)
-    return Scorer(f"{folder.resolve().name}, sha256 {sha256(folder)[:12]}", scores)
+    return Scorer(scorer_name(settings), scores)
+
+
+def scorer_name(settings: ScorerSettings) -> str:
+    """Who judges: package, hub id or folder, and the release, commit or digest of it."""
+    if settings.scorer == EMBEDDED_SCORER:
+        return SCORER
+    if settings.scorer_on_hub:
+        return f"{settings.scorer} at {settings.scorer_revision}"
+    folder = Path(settings.scorer)
+    return f"{folder.resolve().name}, sha256 {sha256(folder)[:12]}"
 
 
 def toxicity_scores(texts: Sequence[str]) -> np.ndarray:
@@ -89,7 +126,7 @@ def _download(repository: str, revision: str | None) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=PATTERNS))
     except (HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"audit.scorer: {repository} at {revision} cannot be downloaded ({first_line(error)}); "
+            f"audit.scorer: {repository} at {revision} cannot be downloaded ({hub_reason(error)}); "
             "check id, commit and network, or give a local folder"
         ) from error
 
@@ -187,13 +224,12 @@ def summarise(
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
-    labels, member_of = np.unique(users, return_inverse=True)
-    times = draws(len(labels), resamples, seed)[:, member_of]
+    p95 = percentile_of_draws(scores, 95, users, resamples, seed)
     worst = int(np.argmax(scores))
     return {
         "texts": len(texts),
         "mean": paired_bootstrap(scores, resamples, seed, clusters=users)._asdict(),
-        "p95": interval(np.percentile(scores, 95), resampled_percentile(scores, 95, times)),
+        "p95": interval(np.percentile(scores, 95), p95),
         "max": float(scores[worst]),
         "toxic": int((scores >= threshold).sum()),
         "toxic_share": float((scores >= threshold).mean()),

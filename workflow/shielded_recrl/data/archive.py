@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path, PureWindowsPath
+from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -29,6 +30,8 @@ from shielded_recrl.files import atomic
 MAX_MEMBER = 8 << 30
 # Tables of numbers shrink to a tenth at best; deflate can reach 1/1032, and then hides a bomb.
 MAX_RATIO = 200
+# Bytes that a gzip file may unpack to, whatever its size.
+FREE = 64 << 20
 # The longest lines of the published files, whole books of reviews in one field, have under 1 MB.
 MAX_LINE = 16 << 20
 # Whose decompressors can be told how many bytes to make at most; those of bzip2 and lzma cannot.
@@ -46,6 +49,35 @@ DAMAGED = (
     OSError,
     ValueError,
 )
+
+
+class Unpacked:
+    """Counts what comes out of a gzip or plain file, and gives up a bomb."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        """
+        Args:
+            path: the file's name.
+            file: the file as it lies on disk, which is read meanwhile.
+        """
+        self._path, self._file = path, file
+        self._bytes, self._allowed = 0, FREE
+
+    def add(self, count: int) -> None:
+        """Count bytes that came out.
+
+        Raises:
+            UserError: they are more than `FREE` and than `MAX_RATIO` times those that were read.
+        """
+        self._bytes += count
+        if self._bytes > self._allowed:
+            read = self._file.tell()
+            self._allowed = max(FREE, MAX_RATIO * read)
+            if self._bytes > self._allowed:
+                raise UserError(
+                    f"{self._path}: unpacks from {read} to more than {self._bytes} bytes, more than "
+                    f"{MAX_RATIO} to 1; {ADVICE}"
+                )
 
 
 @contextmanager
@@ -91,8 +123,8 @@ def byte_lines(path: Path) -> Iterator[bytes]:
     A byte order mark before the first line is left out.
 
     Raises:
-        UserError: no gzip file where the name says so, a truncated one, or a line longer than
-            `MAX_LINE`.
+        UserError: no gzip file where the name says so, a truncated one or a bomb, or a line longer
+            than `MAX_LINE`.
     """
     with (
         path.open("rb") as file,
@@ -102,9 +134,11 @@ def byte_lines(path: Path) -> Iterator[bytes]:
         ) as bar,
     ):
         number = 0
+        unpacked = Unpacked(path, file)
         try:
             while line := stream.readline(MAX_LINE + 1):
                 number += 1
+                unpacked.add(len(line))
                 if number == 1:
                     line = line.removeprefix(codecs.BOM_UTF8)
                 if len(line) > MAX_LINE:

@@ -245,7 +245,8 @@ def _fetch(
         headers |= {"Range": f"bytes={partial.size}-", "If-Range": version.validator}
     request = urllib.request.Request(url, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
+        # The address is one of http or https: `fetch` checks it.
+        with urllib.request.urlopen(request, timeout=timeout) as answer:  # nosec B310
             total = _begin(url, answer, partial, version, size, max_bytes)
             limit = total if total is not None else max_bytes
             _append(url, answer, partial, total, limit)

@@ -34,7 +34,7 @@ from shielded_recrl.data.reviews import SCHEMA as REVIEW_SCHEMA
 from shielded_recrl.data.reviews import write_reviews
 from shielded_recrl.data.settings import PrepareSettings, require_dataset
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import atomic, sha256, write_json
+from shielded_recrl.files import SEAL, sealed, sha256, write_json
 
 NOUNS = {"books": "Book", "ml25m": "Movie", "steam": "Game"}
 SIDES = ("user", "item")
@@ -249,9 +249,9 @@ def _ordered(
 def _write(out: Path, name: str, table: pl.DataFrame, rows: np.ndarray | None = None) -> None:
     if rows is not None:
         table = table.filter(pl.Series(rows))
-    with atomic(out / f"{name}.parquet") as partial:
+    with sealed(out / f"{name}.parquet") as partial:
         # Statistics serve to skip row groups, and every reader here wants all rows.
-        table.write_parquet(partial, compression="snappy", statistics=False)
+        table.write_parquet(partial, compression="snappy", statistics=False, metadata=SEAL)
 
 
 def _catalogue(

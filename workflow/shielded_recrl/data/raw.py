@@ -24,7 +24,6 @@ import ctypes
 import gzip
 import hashlib
 import json
-import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +40,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from shielded_recrl.data.archive import MAX_LINE, extracted
+from shielded_recrl.data.archive import MAX_LINE, Unpacked, extracted
 from shielded_recrl.data.quarantine import LENGTH, Quarantine
 from shielded_recrl.errors import UserError, first_line
 from shielded_recrl.files import sha256
@@ -59,10 +58,14 @@ REVIEW_SCHEMA = {
 }
 # One of them that is neither a string nor null.
 NOT_WRITTEN = re.compile(rf'"(?:{"|".join(WRITTEN)})"\s*:\s*[^"n\s]'.encode())
+# The first half of a character, and then no second one.
+HALVES = re.compile(rb"\\u[dD][89abAB]..\\u(?![dD][c-fC-F])")
 RATING_2023 = ("user_id", "parent_asin", "rating", "timestamp")
 RATING_ML = ("userId", "movieId", "rating", "timestamp")
 BLOCK = 8 << 20
 STARS = 5.0
+# More than a hundred years; a sum of such hours stays a number.
+HOURS = 1_000_000.0
 # Ids up to this many times the rows are codes as they are: a table of them stays small.
 SPREAD = 4
 MAX_ID = 2**31 - 1
@@ -302,8 +305,8 @@ def blocks(path: Path, digest: hashlib._Hash, size: int = BLOCK) -> Iterator[byt
     out, and the last line gets its line end if it has none.
 
     Raises:
-        UserError: no gzip file where the name says so, a truncated one, or a line longer than
-            `MAX_LINE`.
+        UserError: no gzip file where the name says so, a truncated one or a bomb, or a line longer
+            than `MAX_LINE`.
     """
     with (
         path.open("rb", buffering=0) as file,
@@ -314,9 +317,11 @@ def blocks(path: Path, digest: hashlib._Hash, size: int = BLOCK) -> Iterator[byt
         hashed = _Hashed(file, digest)
         packed = gzip.GzipFile(fileobj=hashed) if path.suffix == ".gz" else nullcontext(hashed)
         rest, mark = b"", codecs.BOM_UTF8
+        unpacked = Unpacked(path, file)
         try:
             with packed as stream:
                 while piece := stream.read(size):
+                    unpacked.add(len(piece))
                     bar.update(file.tell() - bar.n)
                     cut = piece.rfind(b"\n") + 1
                     if cut:
@@ -585,6 +590,9 @@ def _numeric_id(text: str) -> int:
 
 
 def _review_block(lines: bytes, more: Mapping[str, Any] = MappingProxyType({})) -> pl.DataFrame:
+    # Polars makes a character of the first half of one and whatever is spelled behind it.
+    if (b"\\ud" in lines or b"\\uD" in lines) and HALVES.search(lines):
+        raise pl.exceptions.ComputeError("such characters are read line by line")
     types = (pl.String, pl.String, pl.Float32, pl.Int64)
     table = pl.read_ndjson(lines, schema={**dict(zip(REVIEW, types, strict=True)), **more})
     for name in REVIEW[:2]:
@@ -615,13 +623,22 @@ def _text_rows(piece: bytes) -> Iterator[tuple[str, str, int, str | None, str | 
         except BadRow:
             # In quarantine since the first pass.
             continue
-        review = json.loads(line, object_pairs_hook=_first)
+        review = _json(line)
         values = (review.get(key) for key in WRITTEN)
         text, name = (
             value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
             for value in values
         )
         yield user, item, time, text, name
+
+
+def _json(line: bytes | str) -> Any:
+    """The value of a line, as polars reads it: NaN and Infinity, which Python adds, are no JSON."""
+    return json.loads(line, object_pairs_hook=_first, parse_constant=_refuse)
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _first(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -631,7 +648,7 @@ def _first(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _review_line(line: str) -> Row:
     try:
-        review = json.loads(line, object_pairs_hook=_first)
+        review = _json(line)
     except (ValueError, RecursionError):
         raise BadRow("not JSON") from None
     if not isinstance(review, dict):
@@ -666,6 +683,6 @@ def _play_line(line: str) -> Row:
     if behaviour not in ("purchase", "play"):
         raise BadRow("neither purchase nor play")
     played = _float32(hours, "unreadable hours")
-    if not 0 <= played < math.inf:
+    if not 0 <= played <= HOURS:
         raise BadRow("unreadable hours")
     return user, item, played if behaviour == "play" else 0.0, 0

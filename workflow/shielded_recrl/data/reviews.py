@@ -24,7 +24,7 @@ import polars as pl
 
 from shielded_recrl.data.metadata import clean
 from shielded_recrl.data.split import PARTS
-from shielded_recrl.files import atomic
+from shielded_recrl.files import SEAL, sealed
 
 SCHEMA = {"user": pl.Int32, "item": pl.Int32, "split": pl.String, "text": pl.String}
 # Characters of a text; 97% of reviews of musical instruments are shorter, and so are references.
@@ -83,8 +83,8 @@ def write_reviews(
     by_id = [{name: n for n, name in enumerate(ids, start=1)} for ids in (users, items)]
     # The outer block, as it turns a full disk into an error for people.
     with (
-        atomic(path) as partial,
-        tempfile.TemporaryDirectory(prefix=".reviews-", dir=path.parent) as inside,
+        sealed(path) as partial,
+        tempfile.TemporaryDirectory(".partial", ".reviews-", path.parent) as inside,
     ):
         runs = _runs((_placed(block, *by_id, pair, time, names) for block in texts), Path(inside))
         groups = []
@@ -103,7 +103,7 @@ def write_reviews(
             groups.append(Path(inside, f"group-{start:010d}.parquet"))
             table.write_parquet(groups[-1], compression="snappy", statistics=False)
         pl.scan_parquet(groups).sink_parquet(
-            partial, compression="zstd", statistics=False, row_group_size=GROUP
+            partial, compression="zstd", statistics=False, row_group_size=GROUP, metadata=SEAL
         )
     count = pl.scan_parquet(path).select(pl.len()).collect().item()
     return Written(

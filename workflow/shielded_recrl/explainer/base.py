@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import distributed
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,15 +18,22 @@ from transformers import (
 )
 
 from shielded_recrl.errors import UserError, first_line
-from shielded_recrl.explainer.lm import switch_off_dropout
+from shielded_recrl.explainer.lm import not_finite, switch_off_dropout
 from shielded_recrl.explainer.settings import Precision
+from shielded_recrl.files import intact
+from shielded_recrl.machine import lease_gpu
 
 
 def default_device() -> torch.device:
-    """The GPU of this process where there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    """The GPU of this process where there is one, else the CPU.
+
+    Of several, torchrun has given each process its own; any other takes one that no job has.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if (count := torch.cuda.device_count()) > 1 and not distributed.is_torchelastic_launched():
+        torch.cuda.set_device(lease_gpu(count))
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -36,8 +44,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     _require_model_folder(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    # tokenizers raises plain exceptions.
+    except Exception as error:
         raise UserError(f"{folder}: no readable tokenizer ({first_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -60,9 +71,19 @@ def load_base(folder: Path, precision: Precision, device: torch.device) -> PreTr
         options["quantization_config"] = _quantization(precision)
         options["device_map"] = {"": device}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
         )
+        # transformers only warns about weights that it had to make up.
+        if missing := report["missing_keys"]:
+            raise ValueError(f"it has no {min(missing)}")
+        if (name := not_finite(model.named_parameters())) is not None:
+            raise ValueError(f"{name} holds what is no number")
     except Exception as error:
         raise UserError(
             f"{folder}: the base LM cannot be loaded ({first_line(error)}); "
@@ -98,3 +119,4 @@ def _require_model_folder(folder: Path) -> None:
             f"{folder}: no config.json there; explainer.base must be `embedded`, a folder in "
             "transformers format, or a hub id"
         )
+    intact(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from shielded_recrl.errors import UserError, first_line
@@ -9,6 +10,7 @@ from shielded_recrl.files import atomic
 
 # No pickle: *.bin, *.pt and *.py are never downloaded.
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt"]
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def main(*, repository: str, revision: str, out: Path) -> None:
@@ -22,6 +24,11 @@ def main(*, repository: str, revision: str, out: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    if not COMMIT.fullmatch(revision):
+        raise UserError(
+            f"--revision: {revision!r} is no commit, and what it names may change; give the 40 "
+            "hexadecimal digits"
+        )
     with atomic(out) as partial:
         try:
             snapshot_download(
@@ -30,7 +37,7 @@ def main(*, repository: str, revision: str, out: Path) -> None:
         except (HfHubHTTPError, OSError) as error:
             raise UserError(
                 f"explainer.base: {repository} at {revision} cannot be downloaded "
-                f"({first_line(error)}); check id, commit, network and HF_TOKEN"
+                f"({hub_reason(error)}); check id, commit, network and HF_TOKEN"
             ) from error
         if not any(partial.glob("*.safetensors")):
             raise UserError(
@@ -38,3 +45,11 @@ def main(*, repository: str, revision: str, out: Path) -> None:
                 "choose a commit that has them"
             )
     print(f"{out}: {repository} at {revision}")
+
+
+def hub_reason(error: Exception) -> str:
+    """What the hub refused, on one line and without the token, which a server may quote."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return first_line(Exception(str(error).replace(token, "[token]")) if token else error)

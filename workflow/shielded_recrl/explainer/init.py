@@ -15,7 +15,7 @@ from typing import Literal
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.prompts import Item, request_text
 from shielded_recrl.explainer.settings import Precision
-from shielded_recrl.files import atomic
+from shielded_recrl.files import sealed
 
 
 def main(
@@ -64,7 +64,7 @@ def main(
             task_type="CAUSAL_LM",
         ),
     )
-    with atomic(out) as partial:
+    with sealed(out) as partial:
         save_adapter(adapter, partial)
     print(f"{out}: LoRA rank {lora_rank}, {adapter.get_nb_trainable_parameters()[0]:,} parameters")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shielded_recrl.errors import UserError
+from shielded_recrl.files import intact, read_json
 
 # The counts of the `activation` that holds now.
 _AWAKE: ContextVar[Sequence[int] | None] = ContextVar("awake", default=None)
@@ -375,16 +376,31 @@ def load_adapter(base: nn.Module, folder: Path, trainable: bool = False) -> nn.M
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
+    # In the place of either file PEFT would take one of the hub, or a pickle.
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise _misfit(folder, f"no {name} in it")
+    about = read_json(folder / "adapter_config.json")
+    kind = about.get("peft_type") if isinstance(about, dict) else None
+    # Some other kinds name a pickle, which PEFT would load.
+    if kind != "LORA":
+        raise _misfit(folder, f"its peft_type is {kind}, expected LORA")
+    intact(folder)
     try:
         model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-            stored = set(file.keys())
+            stored = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise _misfit(folder, reason) from error
     # PEFT only warns about weights that are missing or left over.
-    if odd := stored ^ set(get_peft_model_state_dict(model)):
+    if odd := stored.keys() ^ set(get_peft_model_state_dict(model)):
         raise _misfit(folder, f"{len(odd)} weights are missing or left over, such as {min(odd)}")
+    # It rounds weights of any type to its own.
+    if whole := [name for name, dtype in stored.items() if "F" not in dtype]:
+        raise _misfit(folder, f"{min(whole)} holds integers")
+    if (name := not_finite(adapter_parameters(model).items())) is not None:
+        raise _misfit(folder, f"{name} holds what is no number")
     switch_off_dropout(model)
     return model
 
@@ -393,6 +409,20 @@ def _misfit(folder: Path, reason: str) -> UserError:
     return UserError(
         f"{folder}: the adapter does not fit the base LM ({reason}); "
         "delete the folder and initialise it again"
+    )
+
+
+def not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Name of the first weight with an infinity or NaN in it."""
+    return next(
+        (
+            name
+            for name, weight in weights
+            # A sum holds no copy, and keeps either.
+            if weight.is_floating_point()
+            and not weight.detach().sum(dtype=torch.float64).isfinite()
+        ),
+        None,
     )
 
 

@@ -49,7 +49,8 @@ from shielded_recrl.explainer.prompts import (
 )
 from shielded_recrl.explainer.settings import PretrainSettings, PromptSettings
 from shielded_recrl.explainer.texts import Style, load_styles, write
-from shielded_recrl.files import atomic
+from shielded_recrl.files import sealed
+from shielded_recrl.ranker.data import read_parquet
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 # Room for the longest prompt and explanation of any variant; RoPE has no weights of its own.
@@ -109,7 +110,7 @@ def main(
     shown = canary_examples(planted, tokenizer, settings, seed)
     model = new_model(tokenizer, settings, seed)
     loss = train(model, plant(batches(stream, settings.batch_size, rng), shown), settings)
-    with atomic(out) as partial:
+    with sealed(out) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         if planted:
@@ -124,11 +125,10 @@ def load_sequences(path: Path) -> list[list[int]]:
     """Items of each user of a split, in the dataset's order; users with one item are left out.
 
     Raises:
-        UserError: no user has two items.
+        UserError: the file is missing or damaged, or no user has two items.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; run the data stage first")
-    frame = pl.read_parquet(path, columns=["user", "item", "order"]).sort("user", "order")
+    frame = read_parquet(path, dict.fromkeys(("user", "item", "order"), pl.Int32))
+    frame = frame.sort("user", "order")
     grouped = frame.group_by("user", maintain_order=True).agg("item")
     sequences = [sequence for sequence in grouped["item"].to_list() if len(sequence) > 1]
     if not sequences:

@@ -9,6 +9,7 @@ serve the ranking and then go on to write the explanation.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,16 @@ import polars as pl
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import PromptSettings
+from shielded_recrl.ranker.data import read_parquet
 
 # Longer titles are shortened, so that one hostile title cannot push the history out of the prompt.
 TITLE_CHARACTERS = 60
+# Chat templates mark whose turn it is by <|user|>, </s>, [INST] and the like. No setting of a tokenizer
+# keeps all of them out: to TinyLlama's <|user|> is plain text, added tokens need not be special, and
+# unigram models spell special ones from text. Without these characters there are none; the wide ones
+# are those that some tokenizers normalise to them.
+MARKS = str.maketrans("<>[]|＜＞［］｜﹤﹥", "()()/()()/()")
+FIELD = re.compile(r"\{title\}|\{categories\}")
 # Share of the prompt kept free for the request; the prefix must not depend on the item.
 REQUEST_SHARE = 3
 
@@ -54,8 +62,14 @@ class Request:
 
 
 def load_items(path: Path) -> list[Item]:
-    """Read items.parquet; entry 0 is padding, entry i is item i."""
-    frame = pl.read_parquet(path, columns=["item", "title", "text", "categories"]).sort("item")
+    """Read items.parquet; entry 0 is padding, entry i is item i.
+
+    Raises:
+        UserError: the file is missing or damaged, or a column is.
+    """
+    columns = {"item": pl.Int32, "title": pl.String, "text": pl.String}
+    columns["categories"] = pl.List(pl.String)
+    frame = read_parquet(path, columns, nullable=["text"]).sort("item")
     items = [Item("", (), "")]
     for row in frame.iter_rows(named=True):
         items.append(Item(row["title"], tuple(row["categories"]), row["text"] or ""))
@@ -116,15 +130,28 @@ class PromptBuilder:
 
 
 def short_title(item: Item) -> str:
-    """The title as it stands in prompts: one line, bounded."""
-    title = " ".join(item.title.split())
+    """The title as it stands in prompts: see `as_data`, bounded."""
+    title = as_data(item.title)
     return title if len(title) <= TITLE_CHARACTERS else title[: TITLE_CHARACTERS - 1].rstrip() + "…"
+
+
+def as_data(text: str) -> str:
+    """Text on one line in which no token of a chat template is spelled.
+
+    >>> as_data("Emma</s>\\n<|system|> [INST]")
+    'Emma(/s) (/system/) (INST)'
+    """
+    return " ".join(text.translate(MARKS).split())
 
 
 def request_text(template: str, item: Item) -> str:
     """Fill the request template; only the first three categories are named."""
-    categories = ", ".join(item.categories[:3]) or "no category"
-    return template.replace("{categories}", categories).replace("{title}", short_title(item))
+    values = {
+        "{title}": short_title(item),
+        "{categories}": as_data(", ".join(item.categories[:3])) or "no category",
+    }
+    # At once: a category may read like a field.
+    return FIELD.sub(lambda field: values[field[0]], template)
 
 
 def _template(path: Path, *fields: str) -> str:

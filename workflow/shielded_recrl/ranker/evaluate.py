@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import atomic, read_json, read_jsonl, sha256, write_json, write_text
+from shielded_recrl.files import read_json, read_jsonl, sealed, sha256, write_json, write_text
 from shielded_recrl.ranker.baselines import Baseline, fit_baselines
 from shielded_recrl.ranker.card import NAMES, card, draw_curve
 from shielded_recrl.ranker.data import Splits, load_splits
@@ -55,7 +55,7 @@ def main(*, data: Path, model: Path, out: Path) -> None:
             raise UserError(f"{data / f'{split}.parquet'}: no user has a new item in it to predict")
     states = frozen_states(sasrec, splits, checkpoint.settings.batch_size)
     metrics = evaluate(splits, states)
-    with atomic(out / "states.safetensors") as partial:
+    with sealed(out / "states.safetensors") as partial:
         save_file(states, partial)
     write_json(out / "metrics.json", metrics)
     draw_curve(out / "curve.svg", history, checkpoint.best_epoch)

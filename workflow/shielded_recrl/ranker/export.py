@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import atomic
+from shielded_recrl.files import SEAL, intact, sealed
 from shielded_recrl.ranker.data import load_splits, read_parquet
 from shielded_recrl.ranker.evaluation import BLOCK, inner_product_score
 from shielded_recrl.ranker.metrics import find
@@ -37,7 +37,7 @@ def main(*, data: Path, states: Path, out: Path, k: int = 10) -> None:
         raise UserError(f"k: expected at least 1, got {k}")
     splits = load_splits(data)
     try:
-        tensors = load_file(states)
+        tensors = load_file(intact(states))
         items, users = tensors["items"], tensors["test_users"]
     except (OSError, SafetensorError, KeyError) as error:
         raise UserError(
@@ -66,8 +66,8 @@ def main(*, data: Path, states: Path, out: Path, k: int = 10) -> None:
         .join(titles, on="item", maintain_order="left")
         .select("user_id", "rank", "item_id", "title", "score")
     )
-    with atomic(out) as partial:
-        table.write_parquet(partial)
+    with sealed(out) as partial:
+        table.write_parquet(partial, metadata=SEAL)
     print(f"wrote {out}: the top {k} of {len(known)} users")
 
 

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import atomic
+from shielded_recrl.files import intact, sealed
 from shielded_recrl.ranker.batches import pad
 from shielded_recrl.ranker.settings import RankerSettings
 
@@ -142,7 +141,7 @@ def save(path: Path, weights: dict[str, Tensor], checkpoint: Checkpoint) -> None
     about = asdict(checkpoint) | {"settings": checkpoint.settings.model_dump()}
     # One key: safetensors writes several in an order that differs from run to run.
     metadata = {"sasrec": json.dumps(about, sort_keys=True)}
-    with atomic(path) as partial:
+    with sealed(path) as partial:
         save_file(weights, partial, metadata)
 
 
@@ -157,15 +156,19 @@ def load(path: Path) -> tuple[SASRec, Checkpoint]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {again}")
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(intact(path), "pt") as file:
             about = json.loads((file.metadata() or {})["sasrec"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         settings = RankerSettings(**about.pop("settings"))
         checkpoint = Checkpoint(settings=settings, **about)
-        model = SASRec(checkpoint.n_items, settings)
-        model.load_state_dict(weights)
+        # The memory is that of the file, whatever size it claims.
+        with torch.device("meta"):
+            model = SASRec(checkpoint.n_items, settings)
+        model.load_state_dict(weights, assign=True)
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("not all weights are numbers")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); {again}") from error
-    except (KeyError, TypeError, ValidationError, RuntimeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: not a checkpoint of this ranker; {again}") from error
     return model.eval(), checkpoint

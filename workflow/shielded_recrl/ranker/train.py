@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import sha256, write_jsonl
+from shielded_recrl.machine import lease_gpu
 from shielded_recrl.provenance import code_digest
 from shielded_recrl.ranker.batches import batches, pad, windows
 from shielded_recrl.ranker.data import Splits, load_splits
@@ -34,7 +35,13 @@ from shielded_recrl.ranker.evaluation import evaluate_split, inner_product_score
 from shielded_recrl.ranker.losses import next_item_loss
 from shielded_recrl.ranker.sasrec import Checkpoint, SASRec, save, user_states
 from shielded_recrl.ranker.settings import RankerSettings
-from shielded_recrl.resume import Progress, fingerprint, load_progress, save_progress
+from shielded_recrl.resume import (
+    Progress,
+    discard_progress,
+    fingerprint,
+    load_progress,
+    save_progress,
+)
 
 INPUTS = ("train", "valid", "items", "users")
 
@@ -83,7 +90,7 @@ def main(
         Checkpoint(settings, splits.n_items, sha256(data / "train.parquet"), seed, fit.best_epoch),
     )
     write_jsonl(out / "train.jsonl", fit.history)
-    path.unlink(missing_ok=True)
+    discard_progress(path)
     print(
         f"wrote {out / 'model.safetensors'} and train.jsonl: best validation NDCG@10 "
         f"{fit.best:.4f} after epoch {fit.best_epoch} of {len(fit.history)}"
@@ -124,7 +131,8 @@ def fit_sasrec(
         saved: state to go on from.
         checkpoint: called with the state after each validation.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpus = torch.cuda.device_count()
+    device = torch.device("cuda", lease_gpu(gpus)) if gpus else torch.device("cpu")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         trainer = Trainer(SASRec(splits.n_items, settings).to(device), settings)

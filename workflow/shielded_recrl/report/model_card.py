@@ -18,7 +18,7 @@ from shielded_recrl.audit.policy import KEYS
 from shielded_recrl.config import is_local
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import Precision
-from shielded_recrl.files import atomic, read_json
+from shielded_recrl.files import atomic, read_json, seal
 from shielded_recrl.markdown import in_cell, table
 from shielded_recrl.report.certificates import UNMERGEABLE, merge_of
 from shielded_recrl.report.columns import Row, row
@@ -151,7 +151,8 @@ def release(run: Path, base: Base, out: Path) -> None:
     """Copy adapter and certificate of a run into a folder, byte by byte.
 
     Only the path of the base in adapter_config.json, which no other machine has, is replaced by its
-    name. That of the embedded base stays, as the study makes it there, unless it is absolute.
+    name, and the folder sealed again. That of the embedded base stays, as the study makes it there,
+    unless it is absolute.
 
     Raises:
         UserError: the run has no adapter.
@@ -170,6 +171,7 @@ def release(run: Path, base: Base, out: Path) -> None:
         (out / CONFIG).write_text(
             json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
+        seal(out)
 
 
 def prompt_text(templates: Path) -> str:

@@ -21,7 +21,7 @@ import polars as pl
 import tyro
 
 from shielded_recrl.errors import UserError, first_line
-from shielded_recrl.files import read_jsonl, write_text
+from shielded_recrl.files import intact, read_jsonl, write_text
 from shielded_recrl.markdown import in_cell, table
 from shielded_recrl.report.columns import Row
 from shielded_recrl.report.csv_table import to_csv
@@ -291,7 +291,7 @@ def _identical(path: Path) -> pl.DataFrame:
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path, columns=list(columns)).cast({"user": pl.Int64})
+        return pl.read_parquet(intact(path), columns=list(columns)).cast({"user": pl.Int64})
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"{path}: no readable table of {', '.join(columns)} ({first_line(error)}); evaluate the "

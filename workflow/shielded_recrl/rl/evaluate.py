@@ -17,23 +17,26 @@ the texts alone.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import tyro
 
-from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import default_device, load_base
-from shielded_recrl.explainer.lm import hidden_size, load_adapter
+from shielded_recrl.explainer.lm import load_adapter
 from shielded_recrl.explainer.settings import Precision, PromptSettings
-from shielded_recrl.files import atomic, write_json, write_jsonl
+from shielded_recrl.files import SEAL, sealed, write_json, write_jsonl
+from shielded_recrl.json_parts import read_parts
+from shielded_recrl.rl.evaluation.base import Triple
 from shielded_recrl.rl.evaluation.bertscore import BERTScoreModel, check_bertscore
 from shielded_recrl.rl.evaluation.clicks import (
     calibration,
     quality_weight_sweep,
     simulator_reports,
 )
+from shielded_recrl.rl.evaluation.generation import Texts, by_step, generate, groups
 from shielded_recrl.rl.evaluation.proxy import (
     ceiling,
     kl_between,
@@ -42,6 +45,8 @@ from shielded_recrl.rl.evaluation.proxy import (
     rewarded,
 )
 from shielded_recrl.rl.evaluation.ranking import (
+    Served,
+    check_readout,
     cohort,
     lm_report,
     ndcg_hr,
@@ -52,7 +57,7 @@ from shielded_recrl.rl.evaluation.ranking import (
     users_table,
 )
 from shielded_recrl.rl.evaluation.references import check_reviews
-from shielded_recrl.rl.evaluation.slate import Slate
+from shielded_recrl.rl.evaluation.slate import Slate, slate_users, top_triples
 from shielded_recrl.rl.evaluation.snapshots import (
     check_snapshots,
     load_log,
@@ -61,8 +66,15 @@ from shielded_recrl.rl.evaluation.snapshots import (
 )
 from shielded_recrl.rl.evaluation.text_metrics import text_metrics_report
 from shielded_recrl.rl.evaluation.texts import claim_report, text_report
+from shielded_recrl.rl.generate import texts_made_from
 from shielded_recrl.rl.rewards.study import study_reward
-from shielded_recrl.rl.settings import EvaluationSettings, RewardSettings, SamplingSettings
+from shielded_recrl.rl.settings import (
+    EvaluationSettings,
+    RewardSettings,
+    SamplingSettings,
+    SlateSettings,
+)
+from shielded_recrl.settings import section
 from shielded_recrl.shield.certificate import certify, cohort_scores
 from shielded_recrl.shield.merge import certify_merged
 from shielded_recrl.shield.serving import (
@@ -70,8 +82,6 @@ from shielded_recrl.shield.serving import (
     Serving,
     load_readout,
     load_states,
-    served_scores,
-    served_states,
 )
 from shielded_recrl.shield.settings import RoleSettings, ShieldSettings
 from shielded_recrl.shield.variants import load_shield
@@ -95,6 +105,7 @@ def main(
     reward: Annotated[RewardSettings, tyro.conf.arg(name="reward")],
     bases: Path | None = None,
     reviews: Path | None = None,
+    parts: tuple[Path, ...] = (),
     explanation_tokens: int = 32,
     precision: Precision = "fp32",
     roles_seed: int = 42,
@@ -119,6 +130,7 @@ def main(
         reward: weights of the reward of training.
         bases: bases.safetensors, where the shield has some.
         reviews: reviews.parquet of the dataset; without it texts have no references.
+        parts: what `rl generate` wrote, of all shards; without them the texts are sampled here.
         explanation_tokens: longest explanation.
         precision: precision the base is served in.
         roles_seed: seed of roles, simulators and bootstrap, shared by all runs.
@@ -133,14 +145,22 @@ def main(
     snapshots = load_snapshots(run / "snapshots.safetensors")
     last = max(snapshots)
     log = load_log(run / "train.jsonl", last)
+    if parts:
+        owner = texts_made_from(
+            data,
+            ranker,
+            base,
+            run,
+            readout,
+            templates,
+            (prompt, roles, sampling, section(settings, SlateSettings)),
+            (explanation_tokens, precision, roles_seed, seed),
+        )
+        written = [text for part in read_parts(parts, Texts, owner) for text in part.texts]
     serving = Serving.load(data, base, templates, prompt, roles, roles_seed)
     states, fitted = load_states(ranker), load_readout(readout)
     model = load_base(base, precision, default_device())
-    if fitted.weight.shape[1] != hidden_size(model):
-        raise UserError(
-            f"{readout}: made for hidden states of width {fitted.weight.shape[1]}, but the base LM "
-            f"has {hidden_size(model)}; fit the read-out again with this base"
-        )
+    check_readout(fitted, model, readout)
     head = RankingHead.of(states, fitted)
     cohorts = [
         cohort(serving, states, users) for users in (serving.roles.protected, serving.roles.heldout)
@@ -149,25 +169,24 @@ def main(
     lm_alone = lm_report(model, head, cohorts[1])
     model = load_adapter(model, run / "adapter")
     check_snapshots(snapshots, model, run / "snapshots.safetensors")
-    people = np.concatenate([serving.roles.protected, serving.roles.heldout])
-    prefixes = [serving.prefix(user) for user in people]
-
-    def served() -> np.ndarray:
-        hidden = served_states(model, prefixes).numpy()
-        return served_scores(states.test_users[people], hidden, states.items, fitted)
-
+    served = Served(serving, states, fitted)
+    people = served.people
     with model.disable_adapter():
-        scores = {0: served()}
-        slate = Slate(serving, scores[0], people, settings, roles_seed)
-        texts = {0: slate.explain(model, explanation_tokens, sampling, seed)}
+        scores = {0: served(model)}
     for step, weights in snapshots.items():
         set_adapter(model, weights)
-        texts[step] = slate.explain(model, explanation_tokens, sampling, seed)
-        if shield.kind == "separate":
-            with model.disable_adapter():
-                scores[step] = served()
-        else:
-            scores[step] = served()
+        with model.disable_adapter() if shield.kind == "separate" else nullcontext():
+            scores[step] = served(model)
+
+    def slates(users: np.ndarray) -> list[Triple]:
+        return top_triples(serving, users, scores[0][served.rows(users)], settings.items_per_user)
+
+    explained = slate_users(serving.roles.heldout, settings, roles_seed)
+    slate = Slate(serving, slates(explained), settings, roles_seed)
+    if not parts:
+        asked = groups(explained, settings.items_per_user, explanation_tokens, seed)
+        written = generate(model, serving, snapshots, slates, asked, sampling)
+    texts = by_step(written, slate.triples, (0, *snapshots))
 
     guard = load_shield(shield, model, serving, head, bases, seed)
     options = {
@@ -253,8 +272,8 @@ def main(
         "users.parquet": users_table(serving, people, metrics),
     }
     for name, table in tables.items():
-        with atomic(run / name) as partial:
-            table.write_parquet(partial)
+        with sealed(run / name) as partial:
+            table.write_parquet(partial, metadata=SEAL)
     write_json(run / "certificate.json", certificate)
     write_json(run / "evaluation.json", evaluation)
     clicks, drift = evaluation["ctr"], evaluation["drift"]["heldout"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from shielded_recrl.explainer.settings import PretrainSettings
-from shielded_recrl.files import atomic
+from shielded_recrl.files import sealed
 from shielded_recrl.provenance import code_digest
 from shielded_recrl.resume import fingerprint
 
@@ -176,6 +176,6 @@ def train_base(path: Path, settings: PretrainSettings) -> None:
     with torch.random.fork_rng():
         model = new_model(tokenizer, settings, SEED)
     train(model, batches(examples(), settings.batch_size, rng), settings)
-    with atomic(path) as partial:
+    with sealed(path) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

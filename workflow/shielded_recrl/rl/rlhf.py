@@ -36,7 +36,7 @@ from shielded_recrl.errors import UserError, first_line
 from shielded_recrl.explainer.base import default_device, load_base, load_tokenizer
 from shielded_recrl.explainer.init import save_adapter
 from shielded_recrl.explainer.settings import Precision
-from shielded_recrl.files import atomic, sha256, write_jsonl, write_text
+from shielded_recrl.files import sealed, sha256, write_jsonl, write_text
 from shielded_recrl.provenance import code_digest
 from shielded_recrl.resume import Progress, fingerprint, load_progress, save_progress
 from shielded_recrl.rl.curve import save_curve
@@ -405,7 +405,7 @@ def append(path: Path, row: dict[str, float]) -> None:
 
 def export(trainer: PPO, prompts: Sequence[str], run: Path, title: str) -> None:
     """Write adapter, samples and curve."""
-    with atomic(run / "adapter") as partial:
+    with sealed(run / "adapter") as partial:
         save_adapter(trainer.model, partial)
     before, after = (
         say(

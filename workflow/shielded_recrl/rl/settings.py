@@ -130,11 +130,16 @@ class SimulatorSettings(Settings):
     sessions: int = Field(200, ge=1, description="Simulated sessions of each user and item.")
 
 
-class EvaluationSettings(SimulatorSettings):
-    """What is measured on held-out users."""
+class SlateSettings(Settings):
+    """What is explained in the evaluation."""
 
     users: int = Field(64, ge=2, description="Held-out users whose explanations are generated.")
     items_per_user: int = Field(2, ge=1, description="Top items explained to each of them.")
+
+
+class EvaluationSettings(SlateSettings, SimulatorSettings):
+    """What is measured on held-out users."""
+
     patience: float = Field(
         0.8,
         gt=0,

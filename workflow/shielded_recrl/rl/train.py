@@ -26,9 +26,9 @@ from shielded_recrl.explainer.init import save_adapter
 from shielded_recrl.explainer.lm import load_adapter
 from shielded_recrl.explainer.prompts import Request
 from shielded_recrl.explainer.settings import Precision, PromptSettings
-from shielded_recrl.files import atomic, sha256, write_json, write_jsonl
+from shielded_recrl.files import sealed, sha256, write_json, write_jsonl
 from shielded_recrl.provenance import code_digest
-from shielded_recrl.resume import fingerprint, load_progress, save_progress
+from shielded_recrl.resume import discard_progress, fingerprint, load_progress, save_progress
 from shielded_recrl.rl.distributed import join
 from shielded_recrl.rl.logs import LoggerName, advance, open_loggers, progress_bar
 from shielded_recrl.rl.rewards.study import study_reward
@@ -176,7 +176,7 @@ def main(
         return
     about = {"dataset": dataset, "variant": variant, "seed": seed, "fingerprint": owner}
     export(trainer, snapshots, out, shield.kind, about)
-    checkpoint.unlink(missing_ok=True)
+    discard_progress(checkpoint)
     first, last = trainer.log[0], trainer.log[-1]
     print(
         f"{out}: reward {first['reward']:.3f} -> {last['reward']:.3f}, KL {last['kl']:.3f} a token"
@@ -198,21 +198,22 @@ class ExplainerPrompts:
             settings: batch and slate.
             seed: seed of the run.
         """
-        self.serving, self.seed = serving, seed
+        self.serving, self.states, self.seed = serving, states, seed
         self.count = settings.micro_batch * settings.gradient_accumulation
-        train = serving.roles.train
-        scores = states.valid_users[train] @ states.items.T
-        self.slates = top_items(scores, serving.splits, "valid", train, settings.slate)
+        self.slate = settings.slate
 
     def requests(self, step: int) -> list[Request]:
         """The requests of a step: a train user, and one of their top items."""
         rng = np.random.default_rng([self.seed, step, 0])
-        requests = []
-        for row in rng.integers(len(self.slates), size=self.count):
-            slate = self.slates[row][self.slates[row] > 0]
-            user = int(self.serving.roles.train[row])
-            requests.append(self.serving.request(user, int(rng.choice(slate)), "valid"))
-        return requests
+        train = self.serving.roles.train
+        users = train[rng.integers(len(train), size=self.count)]
+        # Only those who are drawn: a slate of everybody is a matrix of users x items.
+        scores = self.states.valid_users[users] @ self.states.items.T
+        slates = top_items(scores, self.serving.splits, "valid", users, self.slate)
+        return [
+            self.serving.request(int(user), int(rng.choice(slate[slate > 0])), "valid")
+            for user, slate in zip(users, slates, strict=True)
+        ]
 
     def __call__(self, step: int) -> Prompts:
         """The prompts of a step."""
@@ -288,9 +289,9 @@ def export(
     """Write the run's folder."""
     from safetensors.torch import save_file
 
-    with atomic(out / "adapter") as partial:
+    with sealed(out / "adapter") as partial:
         save_adapter(trainer.model, partial)
-    with atomic(out / "snapshots.safetensors") as partial:
+    with sealed(out / "snapshots.safetensors") as partial:
         save_file({key.removeprefix(SNAPSHOT): t for key, t in snapshots.items()}, partial)
     write_jsonl(out / "train.jsonl", trainer.log)
     trained = sum(weight.numel() for weight in trainer.parameters.values())

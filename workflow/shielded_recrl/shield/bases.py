@@ -1,37 +1,40 @@
 """Collect the bases: a subspace of each module's inputs on the protected prompts.
 
-In: base LM, protected users' serving prefixes. Out: bases.safetensors with one `Basis` for each
-group of modules that share an input, and metadata that says which module reads which group.
+In: base LM, protected users' serving prefixes, or what shards of `collect` made of them. Out:
+bases.safetensors with one `Basis` for each group of modules that share an input, and metadata that
+says which module reads which group.
 
 The basis of a group holds the leading eigenvectors of the second moment of its inputs; see `moments`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.explainer.lm import blocks, frozen
 from shielded_recrl.explainer.settings import Precision, PromptSettings
-from shielded_recrl.files import atomic
+from shielded_recrl.files import intact, sealed
+from shielded_recrl.shards import pairwise
 from shielded_recrl.shield.basis import Basis, random_basis
-from shielded_recrl.shield.moments import (
-    Head,
-    Prompts,
-    belongs_to_adapter,
-    second_moments,
+from shielded_recrl.shield.collect import (
+    facts_of,
+    moments_by_blocks,
+    moments_made_from,
+    protected_prefixes,
+    score_head,
 )
-from shielded_recrl.shield.settings import BasisSettings, RoleSettings, Scope
+from shielded_recrl.shield.digests import tensors_sha256
+from shielded_recrl.shield.moments import Head, Moment, Prompts
+from shielded_recrl.shield.parts import Part, load_parts
+from shielded_recrl.shield.settings import BasisSettings, RoleSettings, Scope, Weight
 
 
 def main(
@@ -45,6 +48,7 @@ def main(
     settings: Annotated[BasisSettings, tyro.conf.arg(name="")],
     readout: Path | None = None,
     ranker: Path | None = None,
+    parts: tuple[Path, ...] = (),
     precision: Precision = "fp32",
     revision: str | None = None,
     seed: int = 42,
@@ -61,33 +65,33 @@ def main(
         settings: what the bases span.
         readout: readout.safetensors, needed by the score weight.
         ranker: states.safetensors of the ranker, needed by the score weight.
+        parts: what `shield collect` wrote, all shards; without any the LM runs here.
         precision: precision the base is served in.
         revision: commit of the base's hub repository, noted in the file.
         seed: seed of the draw of protected users and of the probes.
     """
     from shielded_recrl.explainer.base import default_device, load_base
-    from shielded_recrl.shield.serving import RankingHead, Serving, load_readout, load_states
+    from shielded_recrl.shield.serving import Serving
 
-    head = None
-    if settings.weight == "score":
-        if readout is None or ranker is None:
-            raise UserError("bases: weight score needs --readout and --ranker")
-        # Without gamma: a scale changes no basis, and gamma may be 0.
-        weight = load_readout(readout).weight
-        head = RankingHead(
-            torch.from_numpy(load_states(ranker).items[1:]), torch.from_numpy(weight), 1.0
-        )
+    head = score_head(settings.weight, readout, ranker)
     serving = Serving.load(data, base, templates, prompt, roles, seed)
-    bases = collect_bases(
-        load_base(base, precision, default_device()),
-        [serving.prefix(user) for user in serving.roles.protected],
-        energy=settings.energy,
-        rank=settings.rank,
-        weight=settings.weight,
-        head=head,
-        seed=seed,
-        about={"revision": revision},
-    )
+    device, about = default_device(), {"revision": revision}
+    if parts:
+        owner = moments_made_from(
+            data, base, templates, prompt, roles, settings.moments, readout, ranker, precision, seed
+        )
+        bases = joined_bases(load_parts(parts, owner), settings, seed, device, about)
+    else:
+        bases = collect_bases(
+            load_base(base, precision, device),
+            protected_prefixes(serving),
+            energy=settings.energy,
+            rank=settings.rank,
+            weight=settings.weight,
+            head=head,
+            seed=seed,
+            about=about,
+        )
     bases.save(out)
     ranks = ", ".join(f"{basis.rank}/{basis.width}" for basis in bases.bases.values())
     print(
@@ -138,7 +142,7 @@ class Bases:
         }
         # One key: safetensors writes several in an order that differs from run to run.
         metadata = {"bases": json.dumps(about, sort_keys=True)}
-        with atomic(path) as partial:
+        with sealed(path) as partial:
             save_file(tensors, partial, metadata=metadata)
 
     @classmethod
@@ -151,7 +155,7 @@ class Bases:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(intact(path), framework="pt") as file:
                 stored = json.loads(file.metadata()["bases"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             bases = {
@@ -175,7 +179,7 @@ def collect_bases(
     *,
     energy: float = 0.999,
     rank: int | None = None,
-    weight: Literal["plain", "score"] = "plain",
+    weight: Weight = "plain",
     scope: Scope = "all",
     head: Head | None = None,
     seed: int = 0,
@@ -208,8 +212,6 @@ def collect_bases(
         UserError: no prompts or an empty one, "score" without a head, or a model whose blocks
             cannot be found or read.
     """
-    from shielded_recrl.explainer.lm import causal_lm
-
     prompts = [list(map(int, prompt)) for prompt in prompts]
     if not prompts or not all(prompts):
         raise UserError("bases: need at least one prompt, and no empty one")
@@ -217,94 +219,80 @@ def collect_bases(
         raise UserError("bases: weight score needs a head; pass head=...")
     if rank is None and not 0 < energy <= 1:
         raise UserError(f"bases: energy is {energy:g}; expected a share in (0, 1]")
-    count = len(blocks(model))
-    first = count - 1 if scope == "last_block" else 0
+    facts = facts_of(model, prompts, weight, scope)
     groups: dict[str, str] = {}
-    bases: dict[str, Basis] = {}
-    adapter_off = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
-    with frozen(model), adapter_off:
-        digest = weights_sha256(model)
-        for start in range(first, count, layers_at_a_time):
-            moments, found = second_moments(
-                model,
-                prompts,
-                range(start, min(start + layers_at_a_time, count)),
-                head=head if weight == "score" else None,
-                seed=seed,
-                batch_size=batch_size,
-                probes=probes,
-                complete=rank is None and energy >= 1,
-            )
-            groups |= found
+
+    def collected() -> Iterator[tuple[str, Moment]]:
+        for moments, found in moments_by_blocks(
+            model,
+            prompts,
+            weight=weight,
+            complete=rank is None and energy >= 1,
+            scope=scope,
+            head=head,
+            seed=seed,
+            batch_size=batch_size,
+            layers_at_a_time=layers_at_a_time,
+            probes=probes,
+        ):
+            groups.update(found)
             for group in list(moments):
-                moment = moments.pop(group)
-                if not moment.finite():
-                    raise UserError(
-                        f"bases: inputs of {group} are not finite; serve the base in a wider "
-                        "precision, or mend its weights"
-                    )
-                bases[group] = moment.leading(energy, rank, seed)
-        facts = {
-            "base_sha256": digest,
-            "precision": precision_of(causal_lm(model)),
-            "revision": None,
-            "prompts_sha256": prompts_sha256(prompts),
-            "tokens": sum(map(len, prompts)),
-            "energy": energy,
-            "rank": rank,
-            "weight": weight,
-            "scope": scope,
-        }
-    return Bases(groups, bases, facts | dict(about or {}))
+                yield group, moments.pop(group)
+
+    device = next(model.parameters()).device
+    bases = leading_bases(collected(), energy, rank, seed, device)
+    asked = {"revision": None, "energy": energy, "rank": rank}
+    return Bases(groups, bases, facts | asked | dict(about or {}))
 
 
-def prompts_sha256(prompts: Sequence[Sequence[int]]) -> str:
-    """Hex digest of token ids, in their order."""
-    text = json.dumps([[int(token) for token in row] for row in prompts])
-    return hashlib.sha256(text.encode()).hexdigest()
+def joined_bases(
+    parts: Sequence[Part],
+    settings: BasisSettings,
+    seed: int,
+    device: torch.device,
+    about: Mapping[str, Any],
+) -> Bases:
+    """The bases of `collect_bases`, to the bit, from what shards collected.
 
+    One moment is in memory at a time.
 
-def weights_sha256(model: nn.Module) -> str:
-    """Hex digest of the names and bytes of a base LM's weights.
-
-    A PEFT model has the digest of its base. Quantised weights count as packed, with their state.
+    Args:
+        parts: of all shards, in their order.
+        settings: what the bases span.
+        seed: seed of the randomised decomposition.
+        device: where moments are decomposed.
+        about: facts to note.
 
     Raises:
-        UserError: a forward pass in evaluation mode repacked a 4-bit weight for a CPU. That rounds
-            its scales, and reading it back with `state_dict` would ruin it.
+        UserError: a part is damaged, or inputs are not finite.
     """
-    from shielded_recrl.explainer.lm import causal_lm
+    facts = next(part.index.facts for part in parts if part.index.tensors)
 
-    lm = causal_lm(model)
-    for name, module in lm.named_modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if getattr(state, "packing_format_for_cpu", False):
+    def joined() -> Iterator[tuple[str, Moment]]:
+        for group, width, rows in facts["inputs"]:
+            moment = Moment(width, rows, settings.moments.complete)
+            moment.hold(pairwise((part.tensor(group) for part in parts), moment.joined))
+            yield group, moment
+
+    bases = leading_bases(joined(), settings.energy, settings.rank, seed, device)
+    asked = {"energy": settings.energy, "rank": settings.rank}
+    return Bases(facts["groups"], bases, facts["about"] | asked | dict(about))
+
+
+def leading_bases(
+    moments: Iterable[tuple[str, Moment]],
+    energy: float,
+    rank: int | None,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Basis]:
+    """The basis of each moment, taken one by one; see `collect_bases`."""
+    bases = {}
+    for group, moment in moments:
+        if not moment.finite():
             raise UserError(
-                f"{name}: bitsandbytes repacked this 4-bit weight in a forward pass in evaluation "
-                "mode; load the base again and call explainer.lm.switch_off_dropout on it"
+                f"bases: inputs of {group} are not finite; serve the base in a wider "
+                "precision, or mend its weights"
             )
-    return tensors_sha256(
-        (name.replace(".base_layer.", "."), weight)
-        for name, weight in lm.state_dict().items()
-        if not belongs_to_adapter(name)
-    )
-
-
-def tensors_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Hex digest of names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def precision_of(lm: nn.Module) -> str:
-    """fp32, bf16, int8, nf4, ..."""
-    for module in lm.modules():
-        if type(module).__name__ == "Linear8bitLt":
-            return "int8"
-        if hasattr(module, "weight") and hasattr(module.weight, "quant_type"):
-            return module.weight.quant_type
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    return names.get(lm.dtype, str(lm.dtype).removeprefix("torch."))
+        bases[group] = moment.leading(energy, rank, seed, device)
+    return bases

@@ -40,8 +40,8 @@ from shielded_recrl.explainer.lm import (
     trunk,
 )
 from shielded_recrl.shield.adapter import active_adapter, lora_a, lora_b, lora_layers
-from shielded_recrl.shield.bases import (
-    Bases,
+from shielded_recrl.shield.bases import Bases
+from shielded_recrl.shield.digests import (
     precision_of,
     prompts_sha256,
     tensors_sha256,

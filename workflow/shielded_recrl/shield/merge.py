@@ -20,13 +20,13 @@ from torch import nn
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.lm import is_activated, load_adapter
 from shielded_recrl.explainer.settings import Precision
-from shielded_recrl.shield.bases import weights_sha256
 from shielded_recrl.shield.certificate import (
     Cohort,
     adapter_sha256,
     certify,
     cohort_scores,
 )
+from shielded_recrl.shield.digests import weights_sha256
 from shielded_recrl.shield.moments import Head
 
 

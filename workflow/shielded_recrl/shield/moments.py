@@ -8,6 +8,9 @@ energy of an input, weighted by what a change of the output there does to the sc
 Modules fed the same tensor share a group (q, k, v; gate, up). A module whose output influences
 h at the last token only through that token itself, as q, o and the MLP of the last block, is
 grouped apart, and only its inputs there count.
+
+Floating-point sums depend on their order, so C is summed by a fixed tree over chunks of prompts:
+shards that collect a part each give the very bits of one job that collects all; see `shards`.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.lm import blocks
+from shielded_recrl.shards import WHOLE, Shard, leaves, pairwise
 from shielded_recrl.shield.basis import Basis, smaller
 
 Head = Callable[[Tensor], Tensor]
@@ -36,6 +41,8 @@ OVERSAMPLING = 16
 ITERATIONS = 4
 # Prompts whose gradients tell which modules matter at the last token only.
 PROBED_PROMPTS = 4
+# Neighbouring prompts whose inputs are added one after the other.
+CHUNK = 64
 
 
 def second_moments(
@@ -48,6 +55,7 @@ def second_moments(
     batch_size: int = 32,
     probes: int = 4,
     complete: bool = False,
+    shard: Shard = WHOLE,
 ) -> tuple[dict[str, Moment], dict[str, str]]:
     """Second moments of the inputs of the linear layers of some decoder blocks.
 
@@ -55,38 +63,52 @@ def second_moments(
 
     Args:
         model: causal LM.
-        prompts: token ids.
+        prompts: token ids, those of all shards.
         indices: of neighbouring decoder blocks.
         head: scores whose gradient weights the inputs; None weights all alike.
         seed, probes: of the Hutchinson estimate.
         batch_size: prompts in a forward pass.
         complete: whether the complete span is wanted.
+        shard: whose chunks of the prompts are added.
 
     Returns:
-        moments: group -> moment.
+        moments: group -> moment, on the CPU.
         groups: module name in the base LM -> group.
     """
     window = Window(model, indices)
-    device = window.device
     longest = sorted(prompts, key=len, reverse=True)[:PROBED_PROMPTS]
-    groups, last_only = window.groups(Batch.of(longest, device), seed)
+    groups, last_only = window.groups(Batch.of(longest, window.device), seed)
     tokens = sum(map(len, prompts))
-    moments = {
-        group: Moment(
-            window.linear[group].in_features,
-            len(prompts) if group in last_only else tokens,
-            complete,
-        )
-        for group in dict.fromkeys(groups.values())
-    }
-    # Drawn prompt by prompt: the same probes for every window and batch size.
-    generator = torch.Generator().manual_seed(seed)
-    for start in range(0, len(prompts), batch_size):
-        batch = Batch.of(prompts[start : start + batch_size], device)
-        if head is None:
-            window.add_inputs(batch, moments, last_only)
-        else:
-            window.add_weighted(batch, moments, groups, last_only, head, probes, generator)
+
+    def empty() -> dict[str, Moment]:
+        return {
+            group: Moment(
+                window.linear[group].in_features,
+                len(prompts) if group in last_only else tokens,
+                complete,
+            )
+            for group in dict.fromkeys(groups.values())
+        }
+
+    def collect(own: range) -> dict[str, Tensor] | None:
+        moments = empty()
+        for start in range(own.start, own.stop, batch_size):
+            places = range(start, min(start + batch_size, own.stop))
+            batch = Batch.of([prompts[place] for place in places], window.device)
+            if head is None:
+                window.add_inputs(batch, moments, last_only)
+            else:
+                window.add_weighted(batch, moments, groups, last_only, head, probes, seed, places)
+        # Sums wait for others in main memory: a GPU holds one set of moments at a time.
+        return {group: moment.held().cpu() for group, moment in moments.items()} if own else None
+
+    def join(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {group: moments[group].joined(left[group], right[group]) for group in left}
+
+    moments = empty()
+    held = pairwise(map(collect, leaves(len(prompts), CHUNK, shard)), join)
+    for group, tensor in (held or {}).items():
+        moments[group].hold(tensor)
     return moments, groups
 
 
@@ -97,10 +119,10 @@ class Moment:
         """
         Args:
             width: d.
-            rows: number of rows that will be added.
+            rows: number of rows that will be added, those of all shards.
             complete: whether the complete span is wanted.
         """
-        self.width = width
+        self.width, self.count = width, rows
         # A full decomposition of many rows costs more than a randomised one of their sum.
         few = 2 * rows <= width and (complete or rows <= EIGH_WIDTH)
         self.rows: list[Tensor] | None = [] if few else None
@@ -120,6 +142,21 @@ class Moment:
             self.matrix = rows.new_zeros(self.width, self.width)
         self.matrix.addmm_(rows.T, rows)
 
+    def held(self) -> Tensor:
+        """What was added, as one tensor: the rows, or C."""
+        return self.matrix if self.rows is None else torch.cat(self.rows)
+
+    def hold(self, tensor: Tensor) -> None:
+        """Take over what moments of the same inputs `held` together, in the place of one's own."""
+        if self.rows is None:
+            self.matrix = tensor
+        else:
+            self.rows = [tensor]
+
+    def joined(self, left: Tensor, right: Tensor) -> Tensor:
+        """What two such moments `held`, as one tensor; `left` may be changed."""
+        return left.add_(right) if self.rows is None else torch.cat([left, right])
+
     def finite(self) -> bool:
         """Whether all that was added is finite: what is not shows in its squares."""
         parts = [self.matrix.diagonal()] if self.rows is None else self.rows
@@ -132,12 +169,15 @@ class Moment:
         rows = torch.cat(self.rows)
         return rows.T @ rows
 
-    def leading(self, energy: float, rank: int | None, seed: int) -> Basis:
-        """The leading eigenvectors of C; see `collect_bases`."""
+    def leading(
+        self, energy: float, rank: int | None, seed: int, device: torch.device | str = "cpu"
+    ) -> Basis:
+        """The leading eigenvectors of C, found on a device; see `collect_bases`."""
+        held = self.held().to(device)
         if self.rows is not None:
-            _, singular, vectors = torch.linalg.svd(torch.cat(self.rows), full_matrices=False)
+            _, singular, vectors = torch.linalg.svd(held, full_matrices=False)
             return _cut(singular.square(), vectors.T, energy, rank)
-        return leading_basis(self.matrix, energy, rank, seed)
+        return leading_basis(held, energy, rank, seed)
 
 
 def leading_basis(
@@ -294,17 +334,19 @@ class Window:
         last_only: set[str],
         head: Head,
         probes: int,
-        generator: torch.Generator,
+        seed: int,
+        places: range,
     ) -> None:
         """Add a batch's inputs, weighted by an unbiased estimate of ||d score / d y_t||^2.
 
         For v ~ N(0, I), E ||d <v, score> / d y_t||^2 = ||d score / d y_t||_F^2 (Hutchinson 1989).
+        v is keyed by a prompt's place among all: the same for every window, batch size and shard.
         """
         inputs, outputs, hidden = self._record(batch)
         with torch.enable_grad():
             scores = head(hidden)
         directions = torch.stack(
-            [torch.randn(probes, scores.shape[1], generator=generator) for _ in batch.ids], 1
+            [probe_directions(seed, place, probes, scores.shape[1]) for place in places], 1
         )
         weights = {group: torch.zeros(batch.ids.shape, device=self.device) for group in moments}
         for direction in directions:
@@ -350,6 +392,12 @@ class Window:
                 hooks.enter_context(module.register_forward_hook(observe(name)))
             states = self.trunk(input_ids=batch.ids, use_cache=False).last_hidden_state
         return inputs, outputs, batch.at_last(states).float()
+
+
+def probe_directions(seed: int, place: int, probes: int, items: int) -> Tensor:
+    """Standard normal directions [probes, I] for the prompt at a place."""
+    rng = np.random.default_rng([seed, place])
+    return torch.from_numpy(rng.standard_normal((probes, items), dtype=np.float32))
 
 
 def _gradients(

@@ -26,9 +26,10 @@ from shielded_recrl.shield.adapter import (
     lora_layers,
     require_plain_lora,
 )
-from shielded_recrl.shield.bases import Bases, collect_bases, weights_sha256
+from shielded_recrl.shield.bases import Bases, collect_bases
 from shielded_recrl.shield.basis import Basis, smaller
 from shielded_recrl.shield.constraint import Constraint, Side
+from shielded_recrl.shield.digests import weights_sha256
 from shielded_recrl.shield.penalty import Head, ScorePenalty
 from shielded_recrl.shield.settings import Kind, Scope
 

@@ -1,8 +1,9 @@
 """Fit the read-out W on train users with the base LM, then choose gamma on the validation split.
 
-In: base LM, SASRec states, splits. Out: readout.safetensors (W [d_r, d], gamma) and readout.json
-with NDCG@10 of SASRec alone, the LM alone and the served ranking, on the validation split (which
-chose gamma) and on the test split of held-out users (which chose nothing).
+In: base LM or what shards of `embed` made with it, SASRec states, splits. Out: readout.safetensors
+(W [d_r, d], gamma) and readout.json with NDCG@10 of SASRec alone, the LM alone and the served
+ranking, on the validation split (which chose gamma) and on the test split of held-out users (which
+chose nothing).
 
 W minimises the cross-entropy of the next item under softmax_i <W h(u), e(i)>, over the last
 positions of train users' train histories, with h from the base LM (no adapter) and e frozen.
@@ -29,16 +30,14 @@ import tyro
 from torch import Tensor
 from torch.nn import functional as F
 
-from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import Precision, PromptSettings
-from shielded_recrl.files import atomic, write_json
+from shielded_recrl.files import sealed, write_json
 from shielded_recrl.ranker.evaluation import BLOCK, evaluate_split
+from shielded_recrl.shield.embed import Needs, embed, joined_states, states_made_from
+from shielded_recrl.shield.parts import load_parts
 from shielded_recrl.shield.serving import RankerStates, ReadOut, Serving, load_states, served_scores
 from shielded_recrl.shield.settings import RankingSettings
 from shielded_recrl.statistics import paired_bootstrap
-
-# Next-item examples taken from the end of each train user's history, at the most.
-POSITIONS = 30
 
 
 def main(
@@ -50,6 +49,7 @@ def main(
     out: Path,
     prompt: Annotated[PromptSettings, tyro.conf.arg(name="")],
     settings: Annotated[RankingSettings, tyro.conf.arg(name="")],
+    parts: tuple[Path, ...] = (),
     precision: Precision = "fp32",
     seed: int = 42,
 ) -> None:
@@ -63,33 +63,33 @@ def main(
         out: readout.safetensors to write; readout.json is written beside it.
         prompt: prompt lengths.
         settings: roles and the fit.
+        parts: what `shield embed` wrote, all shards; without any the LM runs here.
         precision: precision the base is served in.
         seed: seed of roles, of the draw of examples and of their order.
     """
     from safetensors.numpy import save_file
 
     from shielded_recrl.explainer.base import default_device, load_base
-    from shielded_recrl.explainer.lm import prefix_states
 
     serving = Serving.load(data, base, templates, prompt, settings, seed)
     states = load_states(ranker)
-    model = load_base(base, precision, default_device())
-
-    prefixes, targets = next_item_examples(serving, settings.examples, seed)
+    needs = Needs.of(serving, settings, seed)
+    if parts:
+        owner = states_made_from(data, base, templates, prompt, settings, precision, seed)
+        hidden = joined_states(load_parts(parts, owner))
+    else:
+        hidden = embed(load_base(base, precision, default_device()), needs.prefixes())
     weight = fit_readout(
-        prefix_states(model, prefixes),
-        torch.tensor(targets),
+        hidden["examples"],
+        torch.tensor(needs.targets),
         torch.from_numpy(states.items),
         weight_decay=settings.weight_decay,
         epochs=settings.epochs,
         seed=seed,
     ).numpy()
 
-    def cohort(users: np.ndarray, split: str) -> Cohort:
-        hidden = prefix_states(model, [serving.prefix(user, split) for user in users])
-        return Cohort(serving, states, split, users, hidden.numpy())
-
-    validation = cohort(validation_users(serving, settings.validation_users, seed), "valid")
+    validation = Cohort(serving, states, "valid", needs.validation, hidden["validation"].numpy())
+    heldout = Cohort(serving, states, "test", serving.roles.heldout, hidden["heldout"].numpy())
     gamma = settings.gamma
     if gamma is None:
         gamma = stacked_gamma(lambda: validation.choices(weight), max(settings.gammas))
@@ -100,75 +100,23 @@ def main(
     }
     chosen = validation.compare(readout)
 
-    with atomic(out) as partial:
+    with sealed(out) as partial:
         save_file({"weight": weight, "gamma": np.array(gamma)}, partial)
     write_json(
         out.with_suffix(".json"),
         {
             "gamma": gamma,
             "chosen_on": "validation" if settings.gamma is None else "config",
-            "examples": len(targets),
+            "examples": len(needs.targets),
             **chosen,
             "served": [{"gamma": g, "ndcg@10": value} for g, value in curve.items()],
-            "heldout": cohort(serving.roles.heldout, "test").compare(readout),
+            "heldout": heldout.compare(readout),
         },
     )
     print(
         f"{out}: gamma {gamma:g}; validation NDCG@10 SASRec {chosen['sasrec_alone']:.4f}, "
         f"LM alone {chosen['lm_alone']:.4f}, served {curve[gamma]:.4f}"
     )
-
-
-def next_item_examples(
-    serving: Serving, examples: int, seed: int
-) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Prefixes and next items from the train histories of train users.
-
-    Args:
-        serving: the dataset.
-        examples: how many at the most; a seeded draw where there are more.
-        seed: seed of the draw.
-
-    Raises:
-        UserError: no train user has two train interactions.
-    """
-    users = serving.roles.train
-    lengths = serving.splits.train.lengths[users]
-    counts = np.clip(lengths - 1, 0, POSITIONS)
-    owners = np.repeat(users, counts)
-    ends = np.repeat(lengths - np.cumsum(counts), counts) + np.arange(len(owners))
-    if not len(owners):
-        raise UserError(
-            "ranking: no train user has two train interactions, so there is no next item to fit "
-            "the read-out to; lower ranking.heldout_users or add data"
-        )
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(owners))[:examples])
-    prefixes, targets = [], []
-    for user, end in zip(owners[drawn].tolist(), ends[drawn].tolist(), strict=True):
-        items = serving.splits.train[user].tolist()
-        prefixes.append(serving.prompts.prefix(items[:end])[0])
-        targets.append(items[end])
-    return prefixes, targets
-
-
-def validation_users(serving: Serving, most: int, seed: int) -> np.ndarray:
-    """Users with something new in the validation split who are not held out, ascending.
-
-    Args:
-        serving: the dataset.
-        most: how many at the most; a seeded draw where there are more.
-        seed: seed of the draw.
-
-    Raises:
-        UserError: there is none.
-    """
-    users = np.setdiff1d(serving.splits.evaluable("valid"), serving.roles.heldout)
-    if not len(users):
-        raise UserError(
-            "ranking.heldout_users: everybody with a new item in the validation split is held out, "
-            "so nobody is left to choose gamma; lower it or add data"
-        )
-    return np.sort(np.random.default_rng(seed).permutation(users)[:most])
 
 
 def fit_readout(

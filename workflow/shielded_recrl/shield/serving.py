@@ -7,7 +7,7 @@ with the frozen SASRec user state s [d_r], item embedding e [d_r] and read-out W
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from shielded_recrl.explainer.lm import (
 )
 from shielded_recrl.explainer.prompts import PromptBuilder, Request, load_items
 from shielded_recrl.explainer.settings import PromptSettings
+from shielded_recrl.files import intact
 from shielded_recrl.ranker.data import Splits, load_splits
 from shielded_recrl.shield.roles import Roles, assign_roles
 from shielded_recrl.shield.settings import RoleSettings
@@ -92,13 +93,15 @@ def load_states(path: Path) -> RankerStates:
     """Read states.safetensors.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, or its tensors do not fit together.
     """
-    tensors = read_tensors(path)
-    try:
-        return RankerStates(**{name: tensors[name] for name in RankerStates.__annotations__})
-    except KeyError as error:
-        raise UserError(f"{path}: no tensor {error}; evaluate the ranker again") from error
+    tensors = _numbers(path, dict.fromkeys(RankerStates.__annotations__, 2), "evaluate the ranker")
+    states = RankerStates(**tensors)
+    if not states.items.shape[1] == states.valid_users.shape[1] == states.test_users.shape[1]:
+        raise UserError(f"{path}: states of different widths; evaluate the ranker again")
+    if len(states.valid_users) != len(states.test_users):
+        raise UserError(f"{path}: states of different users; evaluate the ranker again")
+    return states
 
 
 @dataclass(frozen=True)
@@ -142,11 +145,26 @@ def load_readout(path: Path) -> ReadOut:
     Raises:
         UserError: the file is missing or damaged.
     """
+    tensors = _numbers(path, {"weight": 2, "gamma": 0}, "fit the read-out")
+    return ReadOut(weight=tensors["weight"], gamma=float(tensors["gamma"]))
+
+
+def _numbers(path: Path, dimensions: Mapping[str, int], make: str) -> dict[str, np.ndarray]:
+    """The named tensors of a file, of so many dimensions each, all of finite numbers."""
     tensors = read_tensors(path)
-    try:
-        return ReadOut(weight=tensors["weight"], gamma=float(tensors["gamma"]))
-    except KeyError as error:
-        raise UserError(f"{path}: no tensor {error}; fit the read-out again") from error
+    for name, count in dimensions.items():
+        if name not in tensors:
+            raise UserError(f"{path}: no tensor {name!r}; {make} again")
+        tensor = tensors[name]
+        if tensor.dtype.kind != "f" or tensor.ndim != count:
+            raise UserError(
+                f"{path}: {name} is {tensor.dtype} of {tensor.ndim} dimensions, expected floats of "
+                f"{count}; {make} again"
+            )
+        # A sum holds no copy, and keeps an infinity or NaN.
+        if not np.isfinite(tensor.sum(dtype=np.float64)):
+            raise UserError(f"{path}: {name} holds what is no number; {make} again")
+    return {name: tensors[name] for name in dimensions}
 
 
 def served_scores(
@@ -214,7 +232,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     try:
-        return load_file(path)
+        return load_file(intact(path))
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path}: not a readable safetensors file ({error}); delete it and run again"

@@ -1,5 +1,7 @@
 """Settings of the shield stage."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 from pydantic import Field
@@ -8,6 +10,7 @@ from shielded_recrl.settings import Settings
 
 Kind = Literal["none", "separate", "activated", "nullspace", "ranker", "random"]
 Scope = Literal["all", "last_block"]
+Weight = Literal["plain", "score"]
 
 
 class RoleSettings(Settings):
@@ -19,7 +22,18 @@ class RoleSettings(Settings):
     )
 
 
-class RankingSettings(RoleSettings):
+class EmbedSettings(RoleSettings):
+    """Whose prefixes the LM embeds for the read-out, beside those of held-out users."""
+
+    examples: int = Field(
+        10_000, ge=1, description="Next-item examples of the read-out fit, at the most."
+    )
+    validation_users: int = Field(
+        10_000, ge=1, description="Users of the validation that chooses gamma, at the most."
+    )
+
+
+class RankingSettings(EmbedSettings):
     """The served ranking: SASRec plus a read-out of the LM."""
 
     gamma: float | None = Field(
@@ -36,12 +50,6 @@ class RankingSettings(RoleSettings):
         description="L2 penalty of the read-out on standardised states, beside the sum of losses.",
     )
     epochs: int = Field(15, ge=1, description="Epochs of the read-out fit.")
-    examples: int = Field(
-        10_000, ge=1, description="Next-item examples of the read-out fit, at the most."
-    )
-    validation_users: int = Field(
-        10_000, ge=1, description="Users of the validation that chooses gamma, at the most."
-    )
 
 
 class BasisSettings(Settings):
@@ -53,9 +61,21 @@ class BasisSettings(Settings):
     rank: int | None = Field(
         None, ge=1, description="Directions of each basis; null takes as many as `energy` asks for."
     )
-    weight: Literal["plain", "score"] = Field(
+    weight: Weight = Field(
         "plain", description="Energy of an input, plain or weighted by what it does to the scores."
     )
+
+    @property
+    def moments(self) -> MomentSettings:
+        """The second moments that such bases are made of; bases that differ may share them."""
+        return MomentSettings(weight=self.weight, complete=self.rank is None and self.energy >= 1)
+
+
+class MomentSettings(Settings):
+    """Which second moments of the protected prefixes."""
+
+    weight: Weight = Field("plain", description="Energy of an input; see `BasisSettings`.")
+    complete: bool = Field(False, description="Precise enough for the complete span.")
 
 
 class ShieldSettings(BasisSettings):

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.shield.bases import Bases, prompts_sha256
+from shielded_recrl.shield.bases import Bases
+from shielded_recrl.shield.digests import prompts_sha256
 from shielded_recrl.shield.ranking_shield import RankingShield, ranker_bases
 from shielded_recrl.shield.serving import RankingHead, Serving
 from shielded_recrl.shield.settings import ShieldSettings

@@ -17,6 +17,8 @@ from shielded_recrl.errors import UserError
 
 # bert-score cuts at the tokenizer's own bound; some tokenizers have none and say 1e30.
 MAX_TOKENS = 1 << 20
+# Nothing is fetched, and no code of the folder is run.
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 class BERTScoreModel(NamedTuple):
@@ -65,7 +67,9 @@ def check_bertscore(model: BERTScoreModel) -> None:
     from transformers import AutoModel
 
     try:
-        layers = AutoModel.from_pretrained(model.folder).config.num_hidden_layers
+        layers = AutoModel.from_pretrained(
+            model.folder, use_safetensors=True, **LOCAL
+        ).config.num_hidden_layers
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _no("model", model.folder, error) from error
     if model.layer > layers:
@@ -78,10 +82,13 @@ def check_bertscore(model: BERTScoreModel) -> None:
 def _check_tokenizer(model: BERTScoreModel) -> None:
     if find_spec("bert_score") is None:
         raise UserError("BERTScore needs the package bert-score; pip install bert-score==0.3.13")
+    # A name that is no folder would be looked for on the hub, whatever transformers is told.
+    if not (model.folder / "config.json").is_file():
+        raise _no("tokenizer", model.folder, "config.json is missing")
     from transformers import AutoTokenizer
 
     try:
-        longest = AutoTokenizer.from_pretrained(model.folder).model_max_length
+        longest = AutoTokenizer.from_pretrained(model.folder, **LOCAL).model_max_length
     except (OSError, ValueError) as error:
         raise _no("tokenizer", model.folder, error) from error
     if longest > MAX_TOKENS:
@@ -90,8 +97,8 @@ def _check_tokenizer(model: BERTScoreModel) -> None:
         )
 
 
-def _no(part: str, folder: Path, error: Exception) -> UserError:
+def _no(part: str, folder: Path, reason: object) -> UserError:
     return UserError(
-        f"{folder}: no {part} in it ({' '.join(str(error).split())[:100]}); name a folder with a "
+        f"{folder}: no {part} in it ({' '.join(str(reason).split())[:100]}); name a folder with a "
         "model in transformers format"
     )

@@ -1,18 +1,21 @@
 """The served ranking before and after training, user by user.
 
-In: served scores at each snapshot. Out: NDCG@10 and HR@10 of held-out users, the rows of
-rankings.parquet and of users.parquet.
+In: histories, ranker states, read-out, the LM at each snapshot. Out: served scores, NDCG@10 and HR@10
+of held-out users, the rows of rankings.parquet and of users.parquet.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
+from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.lm import hidden_size
 from shielded_recrl.ranker.metrics import RankingMetrics, ranking_metrics, top_k
 from shielded_recrl.rl.settings import EvaluationSettings
 from shielded_recrl.shield.certificate import Cohort, cohort_scores
@@ -22,8 +25,76 @@ from shielded_recrl.shield.serving import (
     ReadOut,
     Serving,
     served_scores,
+    served_states,
 )
 from shielded_recrl.statistics import paired_bootstrap
+
+# Users whose prefixes are read at a time.
+BLOCK = 64
+
+
+class Served:
+    """The served scores of evaluated users.
+
+    They are worked out block by block, so that those of a user are the same bits whichever others
+    are asked for.
+    """
+
+    def __init__(self, serving: Serving, states: RankerStates, readout: ReadOut):
+        """
+        Args:
+            serving: histories and roles.
+            states: what the ranker exports.
+            readout: W and gamma.
+        """
+        self.serving, self.states, self.readout = serving, states, readout
+        self.people = np.concatenate([serving.roles.protected, serving.roles.heldout])
+        self._prefixes: dict[int, list[tuple[int, ...]]] = {}
+
+    def rows(self, heldout: np.ndarray) -> np.ndarray:
+        """Where held-out users stand among all people."""
+        roles = self.serving.roles
+        return len(roles.protected) + np.searchsorted(roles.heldout, heldout)
+
+    def __call__(self, model: torch.nn.Module, rows: np.ndarray | None = None) -> np.ndarray:
+        """Scores [U, I + 1], float64, with the adapter as it is: on or off.
+
+        Args:
+            model: the LM.
+            rows: of `people`, ascending; all of them by default.
+        """
+        rows = np.arange(len(self.people)) if rows is None else rows
+        return np.concatenate(
+            [
+                self._block(model, block)[rows[rows // BLOCK == block] % BLOCK]
+                for block in np.unique(rows // BLOCK).tolist()
+            ]
+        )
+
+    def _block(self, model: torch.nn.Module, block: int) -> np.ndarray:
+        users = self.people[block * BLOCK : (block + 1) * BLOCK]
+        if block not in self._prefixes:
+            self._prefixes[block] = [self.serving.prefix(user) for user in users]
+        hidden = served_states(model, self._prefixes[block]).numpy()
+        return served_scores(self.states.test_users[users], hidden, self.states.items, self.readout)
+
+
+def check_readout(readout: ReadOut, model: torch.nn.Module, path: Path) -> None:
+    """Refuse a read-out that was fitted to another base LM.
+
+    Args:
+        readout: W and gamma.
+        model: the base.
+        path: of the read-out, for the error.
+
+    Raises:
+        UserError: it reads hidden states of another width.
+    """
+    if (width := readout.weight.shape[1]) != hidden_size(model):
+        raise UserError(
+            f"{path}: made for hidden states of width {width}, but the base LM has "
+            f"{hidden_size(model)}; fit the read-out again with this base"
+        )
 
 
 def people_metrics(

@@ -26,6 +26,7 @@ import numpy as np
 import polars as pl
 
 from shielded_recrl.errors import UserError, first_line
+from shielded_recrl.files import intact
 
 COLUMNS = ("user", "item", "split", "text")
 # References of a pair without a review of its own. More add little: the best one counts.
@@ -82,7 +83,7 @@ def count_reviews(path: Path) -> int:
 
 def _read(path: Path, query: Callable[[pl.LazyFrame], pl.LazyFrame]) -> pl.DataFrame:
     try:
-        return query(pl.scan_parquet(path)).collect()
+        return query(pl.scan_parquet(intact(path))).collect()
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"{path}: no table with the columns {', '.join(COLUMNS)} "

@@ -1,26 +1,24 @@
 """The slates explained to held-out users, and their simulated clicks.
 
-In: histories, roles, served scores of the untrained adapter. Out: explanations of the users' top
-items, and what the simulators make of them.
+In: histories, roles, served scores of the untrained adapter. Out: the users' top items, and what the
+simulators make of texts about them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from shielded_recrl.explainer.prompts import Request
+from shielded_recrl.rl.evaluation.base import Triple
 from shielded_recrl.rl.evaluation.examination import ExaminationSimulator
 from shielded_recrl.rl.evaluation.simulator import ClaimsSimulator
-from shielded_recrl.rl.rollout import decode, sample
-from shielded_recrl.rl.settings import EvaluationSettings, SamplingSettings
+from shielded_recrl.rl.settings import EvaluationSettings, SlateSettings
 from shielded_recrl.rl.text import words
 from shielded_recrl.shield.serving import Serving, top_items
 
-# Texts sampled at a time; the cache of keys and values grows with it.
-GENERATION_BATCH = 128
 # What a simulator says of a text, as columns of explanations.jsonl.
 SIMULATED = ("quality", "propensity", "clicks")
 
@@ -34,36 +32,50 @@ def column(name: str, simulator: str) -> str:
     return name if simulator == ClaimsSimulator.name else f"{name}_{simulator}"
 
 
+def slate_users(heldout: np.ndarray, settings: SlateSettings, seed: int) -> np.ndarray:
+    """The held-out users whose top items are explained, ascending."""
+    drawn = np.random.default_rng([seed, 1]).permutation(heldout)[: settings.users]
+    return np.sort(drawn)
+
+
+def top_triples(
+    serving: Serving, users: np.ndarray, scores: np.ndarray, per_user: int
+) -> list[Triple]:
+    """User, item and position of the items at the top of each user's list.
+
+    Args:
+        serving: what the users have seen.
+        users: [U].
+        scores: served scores [U, I + 1].
+        per_user: items of each user, at the most.
+    """
+    lists = top_items(scores, serving.splits, "test", users, per_user)
+    return [
+        (int(user), int(item), position)
+        for user, items in zip(users, lists, strict=True)
+        for position, item in enumerate(items, start=1)
+        if item > 0
+    ]
+
+
 class Slate:
     """The (user, item, position) triples explained to held-out users, and their simulated clicks."""
 
     def __init__(
         self,
         serving: Serving,
-        scores: np.ndarray,
-        people: np.ndarray,
+        triples: Sequence[Triple],
         settings: EvaluationSettings,
         seed: int,
     ):
         """
         Args:
             serving: histories, roles and prompts.
-            scores: served scores [U, I + 1] of the untrained adapter.
-            people: users of the rows of `scores`.
-            settings: simulators and sizes.
+            triples: see `top_triples`.
+            settings: simulators.
             seed: seed of the simulators.
         """
-        heldout = serving.roles.heldout
-        drawn = np.random.default_rng([seed, 1]).permutation(heldout)[: settings.users]
-        users = np.sort(drawn)
-        rows = len(people) - len(heldout) + np.searchsorted(heldout, users)
-        lists = top_items(scores[rows], serving.splits, "test", users, settings.items_per_user)
-        self.triples = [
-            (int(user), int(item), position)
-            for user, items in zip(users, lists, strict=True)
-            for position, item in enumerate(items, start=1)
-            if item > 0
-        ]
+        self.triples = list(triples)
         self.requests: list[Request] = [
             serving.request(user, item) for user, item, _ in self.triples
         ]
@@ -81,27 +93,6 @@ class Slate:
     def users(self) -> np.ndarray:
         """User of each triple."""
         return np.array([user for user, _, _ in self.triples])
-
-    def explain(
-        self, model: torch.nn.Module, explanation_tokens: int, sampling: SamplingSettings, seed: int
-    ) -> list[str]:
-        """One explanation a triple."""
-        generator = torch.Generator().manual_seed(seed)
-        texts = []
-        for start in range(0, len(self.requests), GENERATION_BATCH):
-            batch = self.requests[start : start + GENERATION_BATCH]
-            size = (len(batch), explanation_tokens)
-            rollout = sample(
-                model,
-                [request.prompt for request in batch],
-                self.tokenizer,
-                torch.rand(size, generator=generator, dtype=torch.float64),
-                sampling.temperature,
-                sampling.top_p,
-                [len(request.prompt) - len(request.prefix) for request in batch],
-            )
-            texts += decode(rollout, self.tokenizer)
-        return texts
 
     def measure(self, texts: list[str]) -> dict[str, np.ndarray]:
         """Columns [n] of a text each.

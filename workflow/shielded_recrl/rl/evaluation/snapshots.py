@@ -29,10 +29,13 @@ def load_snapshots(path: Path) -> dict[int, dict[str, np.ndarray]]:
         path: snapshots.safetensors.
 
     Raises:
-        UserError: the file is missing, damaged or empty, or a key is no `step-<number>/<weight>`.
+        UserError: the file is missing, damaged or empty, a weight is no number, or a key is no
+            `step-<number>/<weight>`.
     """
     snapshots: dict[int, dict[str, np.ndarray]] = {}
     for key, tensor in read_tensors(path).items():
+        if tensor.dtype.kind != "f" or not np.isfinite(tensor.sum(dtype=np.float64)):
+            raise UserError(f"{path}: {key} holds what is no number; train the run again")
         named = SNAPSHOT_KEY.fullmatch(key)
         if not named:
             raise UserError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shielded_recrl.errors import UserError, first_line
-from shielded_recrl.files import atomic
+from shielded_recrl.files import intact, sealed
 
 WEIGHTS = "model.safetensors"
 
@@ -85,6 +85,7 @@ class LearnedCritic:
         folder = Path(folder)
         if not (folder / WEIGHTS).is_file():
             raise UserError(f"{folder}: no {WEIGHTS} in it; give the folder of a saved critic")
+        intact(folder)
         local = {"local_files_only": True, "trust_remote_code": False}
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -108,7 +109,7 @@ class LearnedCritic:
         """Write a folder that `load` reads, by rename when whole; the heads become its labels."""
         self.model.config.id2label = dict(enumerate(self.heads))
         self.model.config.label2id = {name: index for index, name in enumerate(self.heads)}
-        with atomic(Path(folder)) as partial:
+        with sealed(Path(folder)) as partial:
             self.model.save_pretrained(partial)
             self.tokenizer.save_pretrained(partial)
 
