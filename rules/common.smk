@@ -47,6 +47,13 @@ if count_gpus() and workflow.resource_settings.nodes is None:
     if "gpu" not in workflow.resource_settings.resources:
         workflow.register_resource("gpu", count_gpus())
 
+    if 1 < CONFIG.resources.gpu < count_gpus():
+        sys.exit(
+            f"resources.gpu: a job of {CONFIG.resources.gpu} takes the first of the {count_gpus()} "
+            f"GPUs here, beside its neighbour; give 1 or {count_gpus()}, or hide the others with "
+            "CUDA_VISIBLE_DEVICES"
+        )
+
 LM_THREADS = CONFIG.resources.threads
 LM_MEM_MB = CONFIG.resources.mem_mb
 LM_RUNTIME = CONFIG.resources.runtime
@@ -55,13 +62,15 @@ LM_GPU = min(1, CONFIG.resources.gpu)
 PPO_GPU = CONFIG.resources.gpu
 
 
-# No job is at work then: what is half-written will never be whole.
+# What was half-written by those who are no more will never be whole.
 onstart:
     remove_partial("results")
+    remove_partial("resources/models")
 
 
 onsuccess:
     remove_partial("results")
+    remove_partial("resources/models")
 
 
 def content(*paths):

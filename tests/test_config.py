@@ -109,7 +109,7 @@ class TestPublishedScale:
         assert {name: dataset.source for name, dataset in full.datasets.items()} == {
             "books": "download",
             "ml25m": "download",
-            "steam": "./resources/raw/steam/steam-200k.csv",
+            "steam": "./raw/steam-200k.csv",
         }
 
     def test_downloads_and_base_are_pinned(self, full):

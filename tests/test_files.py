@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def full_disk(tmp_path):
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("mounting a small disk needs root")
     yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 class TestAtomic:
@@ -359,17 +360,36 @@ class TestSeal:
         assert (tmp_path / "b.safetensors").read_bytes() == data
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
-    (tmp_path / "deep/.model.ab12.partial/.weights.cd34.partial").mkdir(parents=True)
-    for name in (
-        ".a.json.ab12.partial",
-        "deep/.b.safetensors.ab12.partial.sealing",
-        "deep/.model.ab12.partial/.weights.cd34.partial/x",
-        "deep/kept.json",
-        "download.zip.partial",
-    ):
-        (tmp_path / name).write_text("half")
-    remove_partial(tmp_path)
-    assert names(tmp_path) == ["deep", "download.zip.partial"]
-    assert names(tmp_path / "deep") == ["kept.json"]
+KILLED = """
+import os, sys
+from pathlib import Path
+from shielded_recrl.files import atomic
+with atomic(Path(sys.argv[1]) / "model") as outer:
+    outer.mkdir()
+    with atomic(outer / "weights") as inner:
+        inner.with_name(inner.name + ".sealing").write_text("half")
+        inner.write_text("half")
+        os._exit(9)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_others_write_is_not(tmp_path):
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)]).returncode == 9
+    (left,) = tmp_path.iterdir()
+    assert len(list(left.iterdir())) == 2
+    elsewhere = tmp_path / ".a.json.another_machine-1-1-0123abcd.partial"
+    for path in (elsewhere, tmp_path / "kept.json", tmp_path / "download.zip.partial"):
+        path.write_text("half")
+    with atomic(tmp_path / "mine.json") as partial:
+        partial.write_text("mine")
+        remove_partial(tmp_path)
+    assert names(tmp_path) == sorted(
+        [elsewhere.name, "download.zip.partial", "kept.json", "mine.json"]
+    )
     remove_partial(tmp_path / "missing")
+
+
+def test_jsonl_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\n{"b": "\xff"}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl: not UTF-8 text"):
+        read_jsonl(tmp_path / "rows.jsonl")

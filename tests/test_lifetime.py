@@ -1,12 +1,13 @@
 """A job ends with the Snakemake that started it, and no sooner."""
 
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
 
-from shielded_recrl.lifetime import SNAKEMAKE, announce
+from shielded_recrl.lifetime import SNAKEMAKE, announce, end_with_snakemake
 from shielded_recrl.machine import prepare_environment
 
 pytestmark = pytest.mark.skipif(
@@ -73,3 +74,12 @@ def test_jobs_are_told_of_the_innermost_snakemake():
     told = {}
     announce(told)
     assert environment[SNAKEMAKE] == told[SNAKEMAKE] == str(os.getpid())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_where_the_kernel_refuses_the_job_works_on(monkeypatch, number):
+    def refuse(pid):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    end_with_snakemake({SNAKEMAKE: str(os.getpid())})

@@ -55,8 +55,9 @@ def test_gpus_are_those_a_container_was_given(tmp_path, monkeypatch):
     assert count_gpus(tmp_path) == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert count_gpus(tmp_path) == 1
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert count_gpus(tmp_path) == 0
+    for nothing in ("", "-1", "-1,0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
+        assert count_gpus(tmp_path) == 0
 
 
 @contextmanager

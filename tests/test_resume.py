@@ -84,7 +84,8 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(path, kept, c
     assert load_progress(path, "owner").step == 8
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {path}: damaged")
-    # The next one is whole again, and the damaged one is not kept as the one before it for long.
+    # What is left is whole, and stays so if the next one cannot be written.
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint-before.safetensors"]
     for step in (9, 10):
         save_progress(path, STATE._replace(step=step), "owner")
     path.write_bytes(b"")

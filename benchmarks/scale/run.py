@@ -317,7 +317,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--budget", type=float, default=600, help="CPU seconds of a point")
+    parser.add_argument("--budget", type=float, default=260, help="CPU seconds of a point")
     parser.add_argument("--report", action="store_true", help="only table and figure")
     arguments = parser.parse_args()
     CACHE.mkdir(parents=True, exist_ok=True)

@@ -217,6 +217,14 @@ class TestUnpack:
         assert noted(new / INCOMPLETE) == {}
         assert "books.tar: 2 outputs, 6 files; 0 were there already" in capsys.readouterr().out
 
+    def test_a_manifest_longer_than_what_is_read_at_once(self, old, new, tmp_path, monkeypatch):
+        packs = tmp_path / "packs"
+        finish(old, "results/ranker/books/many", {str(number): b"" for number in range(200)})
+        monkeypatch.setattr(archive, "PIECE", 8192)
+        pack.main(dataset=("books",), folder=old, out=packs)
+        unpack.main((packs / "books.tar",), folder=new)
+        assert (new / MODEL).read_bytes() == (old / MODEL).read_bytes()
+
     def test_a_second_time_restores_times_alone(self, new, books, capsys):
         unpack.main((books,), folder=new)
         before, inode = state(new / "results"), (new / MODEL).stat().st_ino

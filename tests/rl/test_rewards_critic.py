@@ -194,8 +194,8 @@ def bad_tokenizer(folder):
         (cut, r"model.safetensors: damaged"),
         (no_weights, r"no model.safetensors in it"),
         (no_head, r"has no classifier.bias"),
-        (bad_config, "not a readable reward critic"),
-        (bad_tokenizer, "not a readable reward critic"),
+        (bad_config, r"config.json: damaged"),
+        (bad_tokenizer, r"tokenizer.json: damaged"),
     ],
 )
 def test_a_damaged_folder_is_one_line(critic, tmp_path, damage, message):

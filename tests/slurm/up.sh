@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # A real Slurm on this one machine, on loopback only: two virtual nodes with toy GPUs, accounting, and
 # everything it writes in one folder. Called again, it starts what has died meanwhile.
-#   sudo tests/slurm/up.sh /tmp/toy-slurm      sudo tests/slurm/down.sh /tmp/toy-slurm
-# It stops by itself when the process that called it ends (OWNER), and after LIMIT seconds at the most.
+#   sudo tests/slurm/up.sh FOLDER      sudo tests/slurm/down.sh FOLDER
+# It stops by itself when the process OWNER ends, if one is given, and after LIMIT seconds at the most.
 # Where it can't be had it says why and exits with status 77. It never touches another Slurm.
 set -euo pipefail
 FOLDER=$(realpath --canonicalize-missing "${1:?usage: up.sh FOLDER}")
-OWNER=${OWNER:-$PPID} LIMIT=${LIMIT:-3600}
+OWNER=${OWNER:-1} LIMIT=${LIMIT:-3600}
 NODES=${NODES:-2} CPUS=${CPUS:-2} MEM=${MEM:-8000} GPUS=${GPUS:-2}
 CONF=/etc/slurm/slurm.conf
 HERE=$(cd "$(dirname "$0")" && pwd)
@@ -29,6 +29,12 @@ if ! programs >/dev/null; then
     DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
       slurm-wlm munge slurmdbd mariadb-server >&2
   }
+  # The packages would start daemons of their own.
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+    chmod 755 /usr/sbin/policy-rc.d
+  fi
   # A fresh container has no package lists.
   install || { apt-get update >&2 && install; } \
     || skip "apt-get could not install slurm-wlm, munge, slurmdbd and mariadb-server"
@@ -39,11 +45,6 @@ mkdir -p "$FOLDER"/{run,log,state,spool,dev}
 # munged refuses a folder that others can't enter, and a key that others can read.
 chmod 755 "$FOLDER" "$FOLDER/run"
 mkdir -p -m 700 "$FOLDER/munge"
-
-# --- munge: a key and a socket of our own
-[ -s "$FOLDER/munge/key" ] || (umask 077 && head -c 1024 /dev/urandom >"$FOLDER/munge/key")
-alive munged || munged --key-file="$FOLDER/munge/key" --seed-file="$FOLDER/munge/seed" \
-  --log-file="$FOLDER/munge/log" --socket="$FOLDER/run/munge" --pid-file="$FOLDER/run/munged.pid"
 
 # --- configuration
 if [ ! -s "$FOLDER/slurm.conf" ]; then
@@ -120,6 +121,11 @@ if ! alive watch; then
     watch "$LIMIT" "$OWNER" "$HERE/down.sh" "$FOLDER" </dev/null >/dev/null 2>&1 &
   echo $! >"$FOLDER/run/watch.pid"
 fi
+
+# --- munge: a key and a socket of our own
+[ -s "$FOLDER/munge/key" ] || (umask 077 && head -c 1024 /dev/urandom >"$FOLDER/munge/key")
+alive munged || munged --key-file="$FOLDER/munge/key" --seed-file="$FOLDER/munge/seed" \
+  --log-file="$FOLDER/munge/log" --socket="$FOLDER/run/munge" --pid-file="$FOLDER/run/munged.pid"
 
 # --- daemons
 export MYSQL_UNIX_PORT="$FOLDER/db/socket"

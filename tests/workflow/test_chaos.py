@@ -244,7 +244,7 @@ def small_disk(tiny, tmp_path):
     if os.geteuid() != 0 or mount("size=320k").returncode != 0:
         pytest.skip("mounting a small disk needs root")
     yield copy, lambda: mount("remount,size=20m")
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(tiny, small_disk):

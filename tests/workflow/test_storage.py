@@ -134,6 +134,13 @@ def test_table_and_artefacts_are_those_of_the_local_run(stored, bucket, tiny):
     assert differing == []
 
 
+def test_no_result_names_the_copy_it_was_made_of(stored, bucket):
+    """The copies are gone after the job."""
+    files = {k: v for k, v in bucket.files().items() if not k.startswith("results/logs/")}
+    assert len(files) > 80
+    assert [name for name, content in files.items() if b".snakemake/storage" in content] == []
+
+
 def test_manifest_lists_the_whole_bucket(stored, bucket, tmp_path):
     files = bucket.files()
     listed = {one["path"] for one in json.loads(files["results/manifest.json"])["artefacts"]}

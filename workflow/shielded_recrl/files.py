@@ -32,6 +32,8 @@ SEALED = re.compile(rb'seal(?:":"|\x18\x47)sha256:(.{64})', re.DOTALL)
 # What safetensors takes as the longest header; a damaged file may claim any length.
 MAX_HEADER = 100_000_000
 CHUNK = 1 << 20
+# The owner of what is being written, and its process.
+PARTIAL = re.compile(r"\.([A-Za-z0-9_]+-(\d+)-\d+)-[0-9a-f]{8}\.partial")
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".{path.name}.{_owner()}-{secrets.token_hex(4)}.partial")
     try:
         yield partial
         if path.is_dir():
@@ -202,10 +204,37 @@ def _add_metadata(path: Path, more: Mapping[str, str]) -> None:
         again.unlink(missing_ok=True)
 
 
+def _owner(pid: int | None = None) -> str:
+    """This machine, a process, and when it started: no two processes ever have the same.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    pid = os.getpid() if pid is None else pid
+    node = re.sub(r"[^A-Za-z0-9]", "_", os.uname().nodename)
+    status = Path(f"/proc/{pid}/stat")
+    # Field 22 of proc(5); the second, a name in brackets, may hold anything.
+    began = status.read_text().rpartition(")")[2].split()[19] if Path("/proc/self").exists() else 0
+    return f"{node}-{pid}-{began}"
+
+
+def _lives(owner: str, pid: int) -> bool:
+    """Whether an owner is still at work; of another machine nobody here can tell."""
+    if not owner.startswith(_owner().split("-")[0] + "-"):
+        return True
+    try:
+        return _owner(pid) == owner
+    except OSError:
+        return False
+
+
 def remove_partial(folder: Path) -> None:
-    """Delete what processes that were killed left half-written below a folder."""
+    """Delete what processes of this machine that were killed left half-written below a folder."""
     # A folder may go with the one it lies in.
     for path in sorted(Path(folder).rglob(".*.partial*")):
+        owner = PARTIAL.search(path.name)
+        if owner is None or _lives(owner[1], int(owner[2])):
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -241,7 +270,11 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read one JSON object a line; a damaged line raises `UserError` naming it."""
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error}); delete it and run again") from error
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:

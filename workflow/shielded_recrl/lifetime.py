@@ -33,6 +33,9 @@ def end_with_snakemake(environment: Mapping[str, str]) -> None:
         snakemake = os.pidfd_open(int(environment[SNAKEMAKE]))
     except ProcessLookupError:
         _end()
+    except OSError:
+        # An old kernel, or a sandbox that forbids the call: the job outlives its Snakemake there.
+        return
     threading.Thread(target=_end_after, args=(snakemake,), daemon=True).start()
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import MutableMapping, Sequence
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -77,7 +78,11 @@ def count_gpus(devices: Path = Path("/dev")) -> int:
     """
     count = len(list(devices.glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return count if visible is None else min(count, len(list(filter(None, visible.split(",")))))
+    if visible is None:
+        return count
+    # CUDA sees what stands before the first number that is none.
+    names = takewhile(lambda name: name and not name.startswith("-"), visible.split(","))
+    return min(count, len(list(names)))
 
 
 @cache
@@ -97,7 +102,11 @@ def lease_gpu(count: int, folder: Path | None = None) -> int:
         names = list(map(str, range(count)))
     for index, name in enumerate(names):
         path = folder / f"shielded-recrl-{os.getuid()}-gpu-{name.replace('/', '-')}"
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            # Somebody else's file of that name: as good as taken.
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from shielded_recrl.errors import UserError, first_line
-from shielded_recrl.files import seal_holds, sealed
+from shielded_recrl.files import atomic, seal, seal_holds
 
 
 class Progress(NamedTuple):
@@ -84,8 +84,9 @@ def save_progress(path: Path, progress: Progress, owner: str) -> None:
         "log": json.dumps(progress.log),
     }
     tensors = {name: tensor.contiguous() for name, tensor in progress.tensors.items()}
-    with sealed(path) as partial:
+    with atomic(path) as partial:
         save_file(tensors, partial, metadata=metadata)
+        seal(partial)
         if path.is_file():
             os.replace(path, _before(path))
 
@@ -109,6 +110,8 @@ def load_progress(path: Path, owner: str) -> Progress | None:
             if progress is not None:
                 if damage is not None:
                     print(f"warning: {damage}; going on from {file}", file=sys.stderr)
+                    # Or it would take the place of the whole one at the next checkpoint.
+                    path.unlink(missing_ok=True)
                 return progress
     if damage is not None:
         raise damage

@@ -202,7 +202,15 @@ def main(
     def owner() -> str:
         values = (explanation_tokens, precision, roles_seed, seed)
         others = (ranker, adapter, rankings)
-        return made_from(data, base, templates, (prompt, roles, sampling, settings), values, others)
+        return made_from(
+            "shielded_recrl.audit.probe",
+            data,
+            base,
+            templates,
+            (prompt, roles, sampling, settings),
+            values,
+            others,
+        )
 
     if parts:
         found = read_parts(parts, Asked, owner())

@@ -16,6 +16,7 @@ from shielded_recrl.audit.policy import Policy, judge, load_policy, policy_lines
 from shielded_recrl.audit.summary_page import markdown
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import atomic, read_json, sha256, write_json, write_text
+from shielded_recrl.storage import named
 
 # Texts quoted of a run for each reason, and letters of each: enough to judge by, without copying
 # what a run wrote.
@@ -148,7 +149,7 @@ def summarise(
             "variant": audit["variant"],
             "seed": audit["seed"],
             "gated": audit["variant"] in policy.variants,
-            "path": path.as_posix(),
+            "path": named(path),
             "sha256": sha256(path),
             "verdicts": verdicts,
             "figures": key_figures(audit),

@@ -308,7 +308,8 @@ class Archive:
         name = MANIFEST.fullmatch(info.name) if info else None
         if name is None or not _is_plain(info) or info.size > MAX_MANIFEST:
             raise self._damaged("it does not begin with a manifest")
-        document = self._tar.extractfile(info).read()
+        stream = self._tar.extractfile(info)
+        document = b"".join(iter(lambda: stream.read(PIECE), b""))
         if hashlib.sha256(document).hexdigest() != name[1]:
             raise self._damaged("its manifest is not the one that was packed")
         try:

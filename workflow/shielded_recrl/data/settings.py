@@ -49,7 +49,9 @@ class DatasetSettings(PrepareSettings):
     """One dataset: where its raw files come from and how they are prepared."""
 
     source: str = Field(
-        "embedded", description="`embedded`, `download`, or the path of the raw file or folder."
+        "embedded",
+        description="`embedded`, `download`, or the path of the raw file or folder; a file may lie "
+        "at `s3://bucket/key`.",
     )
     metadata: str | None = Field(
         None,

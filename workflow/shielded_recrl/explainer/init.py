@@ -16,6 +16,7 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.prompts import Item, request_text
 from shielded_recrl.explainer.settings import Precision
 from shielded_recrl.files import sealed
+from shielded_recrl.storage import named
 
 
 def main(
@@ -95,12 +96,14 @@ def invocation_tokens(tokenizer, templates: Path) -> list[int]:
 def save_adapter(adapter, folder: Path) -> None:
     """Write a PEFT folder whose bytes depend on the adapter alone.
 
-    PEFT writes target modules in the order of a set and the path of the base; both would make
-    equal adapters differ.
+    PEFT writes target modules in the order of a set, and the path of the base where the job found
+    it; both would make equal adapters differ.
     """
     adapter.save_pretrained(folder, selected_adapters=[adapter.active_adapter])
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])
+    if base := config["base_model_name_or_path"]:
+        config["base_model_name_or_path"] = named(base)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

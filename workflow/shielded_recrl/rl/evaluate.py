@@ -173,10 +173,15 @@ def main(
     people = served.people
     with model.disable_adapter():
         scores = {0: served(model)}
+    metrics = people_metrics(serving, people, scores)
     for step, weights in snapshots.items():
         set_adapter(model, weights)
         with model.disable_adapter() if shield.kind == "separate" else nullcontext():
-            scores[step] = served(model)
+            after_step = {step: served(model)}
+        metrics |= people_metrics(serving, people, after_step)
+        # Of the scores in between, a matrix each, only the metrics are wanted.
+        if step == last:
+            scores |= after_step
 
     def slates(users: np.ndarray) -> list[Triple]:
         return top_triples(serving, users, scores[0][served.rows(users)], settings.items_per_user)
@@ -215,7 +220,6 @@ def main(
         for step, batch in texts.items()
     }
     before, after, users = measured[0], measured[last], slate.users
-    metrics = people_metrics(serving, people, scores)
     alone = people_metrics(serving, people, {0: ranker_scores(states, people)})[0]
     heldout = np.isin(people, serving.roles.heldout)
     shared = (settings, roles_seed)
@@ -268,7 +272,7 @@ def main(
     }
     write_jsonl(run / "explanations.jsonl", slate.rows(texts, measured))
     tables = {
-        "rankings.parquet": rankings(serving, people, {step: scores[step] for step in (0, last)}),
+        "rankings.parquet": rankings(serving, people, scores),
         "users.parquet": users_table(serving, people, metrics),
     }
     for name, table in tables.items():

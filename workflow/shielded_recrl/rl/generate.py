@@ -130,4 +130,4 @@ def texts_made_from(
         values: explanation_tokens, precision, roles_seed and seed.
     """
     others = [ranker, readout, run / "adapter", run / "snapshots.safetensors"]
-    return made_from(data, base, templates, settings, values, others)
+    return made_from("shielded_recrl.rl.generate", data, base, templates, settings, values, others)

@@ -190,8 +190,8 @@ def collect_bases(
 ) -> Bases:
     """Bases of the inputs of every linear layer in the decoder blocks.
 
-    Passes over the prompts once for every `layers_at_a_time` blocks, so that no more than their
-    second moments are in memory.
+    Passes over the prompts once for every `layers_at_a_time` blocks, so that the device
+    holds no more than their second moments; partial sums of them wait in main memory.
 
     Args:
         model: causal LM in any precision, or a PEFT model, whose adapter is off meanwhile.
@@ -254,7 +254,7 @@ def joined_bases(
 ) -> Bases:
     """The bases of `collect_bases`, to the bit, from what shards collected.
 
-    One moment is in memory at a time.
+    The moments of one group are in memory at a time: log2(shards) + 1 of them.
 
     Args:
         parts: of all shards, in their order.

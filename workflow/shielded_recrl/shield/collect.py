@@ -137,7 +137,9 @@ def moments_made_from(
     """Digest of what the moments depend on; see `main`."""
     ranking = [readout, ranker] if settings.weight == "score" else []
     given = [prompt, roles, settings]
-    return made_from(data, base, templates, given, [precision, seed], ranking)
+    return made_from(
+        "shielded_recrl.shield.collect", data, base, templates, given, [precision, seed], ranking
+    )
 
 
 def moments_by_blocks(
@@ -156,8 +158,8 @@ def moments_by_blocks(
 ) -> Iterator[tuple[dict[str, Moment], dict[str, str]]]:
     """Second moments of the inputs of every linear layer, some decoder blocks at a time.
 
-    Passes over the prompts once for every `layers_at_a_time` blocks, so that no more than their
-    second moments are in memory.
+    Passes over the prompts once for every `layers_at_a_time` blocks, so that the device
+    holds no more than their second moments; partial sums of them wait in main memory.
 
     Args:
         model: causal LM in any precision, or a PEFT model, whose adapter is off meanwhile.

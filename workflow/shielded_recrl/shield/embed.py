@@ -229,4 +229,6 @@ def states_made_from(
 ) -> str:
     """Digest of what the states depend on; see `main`."""
     part = section(settings, EmbedSettings)
-    return made_from(data, base, templates, [prompt, part], [precision, seed])
+    return made_from(
+        "shielded_recrl.shield.embed", data, base, templates, [prompt, part], [precision, seed]
+    )

@@ -16,6 +16,7 @@ from torch import Tensor
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import intact, sealed, sha256
 from shielded_recrl.json_parts import JsonPart, read_part, write_part
+from shielded_recrl.provenance import code_digest
 from shielded_recrl.resume import fingerprint
 from shielded_recrl.settings import Settings
 from shielded_recrl.shards import Label, in_order
@@ -58,6 +59,7 @@ class Part(NamedTuple):
 
 
 def made_from(
+    command: str,
     data: Path,
     base: Path,
     templates: Path,
@@ -68,6 +70,7 @@ def made_from(
     """Digest of what a whole depends on: the same for all of its parts, on every machine.
 
     Args:
+        command: module of the command that makes the parts; its code counts.
         data: folder of the prepared dataset.
         base: folder of the base LM.
         templates: folder of the prompt templates.
@@ -79,6 +82,7 @@ def made_from(
     prompts = [templates / f"{name}.txt" for name in ("prefix", "request")]
     return fingerprint(
         {
+            "code": code_digest(command),
             "inputs": [sha256(path) for path in (*splits, *prompts, base, *others)],
             "settings": [some.model_dump() for some in settings],
             "run": list(run),
