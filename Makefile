@@ -56,7 +56,7 @@ doctor: env ## check this machine against CONFIG (config/full.yaml)
 	@$(RUN) shielded_recrl.cluster doctor --config $(CONFIG)
 
 pack: env ## write finished work into packs/, all or DATASET
-	$(RUN) shielded_recrl.cluster pack $(if $(DATASET),--dataset $(DATASET))
+	$(RUN) shielded_recrl.cluster pack$(if $(DATASET), --dataset $(DATASET))
 
 unpack: env ## restore the archives in packs/, all or DATASET
 	$(RUN) shielded_recrl.cluster unpack $(if $(DATASET),$(DATASET:%=packs/%.tar),packs/*.tar)

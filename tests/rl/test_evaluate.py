@@ -211,7 +211,7 @@ ROW = '{"kl": 0.5, "step": %d}\n'
         ),
         (ROW % 1 + '{"kl": "", "step": 2}\n', "step 2: expected a finite number under kl, got ''"),
         (ROW % 1 + '{"kl', "line 2: not valid JSON"),
-        (b"\xff", "not a readable log"),
+        (b"\xff", "not UTF-8 text"),
         (None, "not a readable log"),
     ],
 )

@@ -162,6 +162,7 @@ class TestHelp:
             (["doctor", "CONFIG=config/local6g.yaml"], "doctor --config config/local6g.yaml"),
             (["pack"], "cluster pack\n"),
             (["pack", "DATASET=books"], "cluster pack --dataset books"),
+            (["pack", "DATASET=books steam"], "cluster pack --dataset books steam"),
             (["unpack"], "cluster unpack packs/*.tar"),
             (["unpack", "DATASET=books"], "cluster unpack packs/books.tar"),
         ],

@@ -32,6 +32,8 @@ SEALED = re.compile(rb'seal(?:":"|\x18\x47)sha256:(.{64})', re.DOTALL)
 # What safetensors takes as the longest header; a damaged file may claim any length.
 MAX_HEADER = 100_000_000
 CHUNK = 1 << 20
+# Where Snakemake keeps the copies that a job works on, and where all that is copied begins.
+COPIES, TOPS = ".snakemake", ("results", "resources")
 # The owner of what is being written, and its process.
 PARTIAL = re.compile(r"\.([A-Za-z0-9_]+-(\d+)-\d+)-[0-9a-f]{8}\.partial")
 
@@ -239,6 +241,21 @@ def remove_partial(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def named(path: Path | str) -> str:
+    """A path as results name it: a copy has the name of what it is a copy of.
+
+    >>> named(".snakemake/storage/s3/bucket/folder/results/audit/audit.json")
+    'results/audit/audit.json'
+    >>> named("/home/me/results/audit/audit.json"), named("org/lm")
+    ('/home/me/results/audit/audit.json', 'org/lm')
+    """
+    parts = Path(path).parts
+    tops = [index for index, part in enumerate(parts) if part in TOPS]
+    if COPIES not in parts or not tops:
+        return str(path)
+    return "/".join(parts[tops[-1] :])
 
 
 def write_text(path: Path, text: str) -> None:

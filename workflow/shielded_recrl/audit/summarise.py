@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 from shielded_recrl.audit.policy import Policy, judge, load_policy, policy_lines
 from shielded_recrl.audit.summary_page import markdown
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import atomic, read_json, sha256, write_json, write_text
-from shielded_recrl.storage import named
+from shielded_recrl.files import atomic, named, read_json, sha256, write_json, write_text
 
 # Texts quoted of a run for each reason, and letters of each: enough to judge by, without copying
 # what a run wrote.

@@ -15,8 +15,7 @@ from typing import Literal
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.prompts import Item, request_text
 from shielded_recrl.explainer.settings import Precision
-from shielded_recrl.files import sealed
-from shielded_recrl.storage import named
+from shielded_recrl.files import named, sealed
 
 
 def main(
