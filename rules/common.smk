@@ -43,16 +43,14 @@ except WorkflowError as error:
 
 # `resources: gpu` limits nothing without a cap: on one machine it is the number of its GPUs. On a
 # cluster, where `--jobs` counts nodes, the GPUs of the login node say nothing.
-if count_gpus() and workflow.resource_settings.nodes is None:
-    if "gpu" not in workflow.resource_settings.resources:
-        workflow.register_resource("gpu", count_gpus())
-
-    if 1 < CONFIG.resources.gpu < count_gpus():
-        sys.exit(
-            f"resources.gpu: a job of {CONFIG.resources.gpu} takes the first of the {count_gpus()} "
-            f"GPUs here, beside its neighbour; give 1 or {count_gpus()}, or hide the others with "
-            "CUDA_VISIBLE_DEVICES"
-        )
+GPUS = count_gpus() if workflow.resource_settings.nodes is None else 0
+if GPUS and "gpu" not in workflow.resource_settings.resources:
+    workflow.register_resource("gpu", GPUS)
+if 1 < CONFIG.resources.gpu < GPUS:
+    sys.exit(
+        f"resources.gpu: a job of {CONFIG.resources.gpu} takes the first of the {GPUS} GPUs here, "
+        f"beside its neighbour; give 1 or {GPUS}, or hide the others with CUDA_VISIBLE_DEVICES"
+    )
 
 LM_THREADS = CONFIG.resources.threads
 LM_MEM_MB = CONFIG.resources.mem_mb

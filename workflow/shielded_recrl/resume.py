@@ -86,6 +86,7 @@ def save_progress(path: Path, progress: Progress, owner: str) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in progress.tensors.items()}
     with atomic(path) as partial:
         save_file(tensors, partial, metadata=metadata)
+        # Sealed before the last one gives way: a disk may be full for the seal.
         seal(partial)
         if path.is_file():
             os.replace(path, _before(path))
