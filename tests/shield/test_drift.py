@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from shielded_recrl.shield.drift import drift, score_changes
+from shielded_recrl.shield import drift as drifts
+from shielded_recrl.shield.drift import drift, largest_changes
 
 
 def measured(before, after, relevant=None, seen=None):
@@ -86,7 +87,23 @@ def test_seen_items_do_not_count():
     assert got["max_score_change"] == 0.0
     assert got["top10_identical"] == 1.0
     np.testing.assert_array_equal(seen, masks)
-    assert score_changes(before, same, None).max() > 0
+    assert largest_changes(before, same).max() > 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_users_are_compared_some_at_a_time(monkeypatch, size):
+    """Blocks without a user who has something to find, or without an unseen item, among them."""
+    before, after, seen = random_case()
+    relevant = np.random.default_rng(3).random(before.shape) < 0.2
+    relevant[:2] = False
+    hidden = seen.copy()
+    hidden[1] = True
+    whole = measured(before, after, seen=seen, relevant=relevant)
+    largest = drifts.largest_changes(before, after, hidden)
+    monkeypatch.setattr(drifts, "BLOCK", size)
+    assert measured(before, after, seen=seen, relevant=relevant) == whole
+    np.testing.assert_array_equal(drifts.largest_changes(before, after, hidden), largest)
+    assert largest[1] == 0 < largest[0]
 
 
 def test_the_order_within_the_top_ten_counts():

@@ -47,7 +47,7 @@ from shielded_recrl.shield.digests import (
     tensors_sha256,
     weights_sha256,
 )
-from shielded_recrl.shield.drift import drift, score_changes
+from shielded_recrl.shield.drift import drift, largest_changes
 from shielded_recrl.shield.moments import (
     PROBED_PROMPTS,
     Batch,
@@ -209,7 +209,7 @@ def certify(
         }
         for (name, cohort), old, new in zip(cohorts.items(), before, after, strict=True)
     }
-    largest = score_changes(before[1], after[1], cohorts["heldout"].seen).max(axis=1)
+    largest = largest_changes(before[1], after[1], cohorts["heldout"].seen)
     measured["heldout"] |= _statements(largest, measured["heldout"]["top10_identical"], alpha)
 
     modules = module_report(model, bases, side, residuals) if adapted and bases else {}

@@ -5,6 +5,7 @@ In: score matrices [U, I] before and after on the same users. Out: the figures o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from scipy.stats import kendalltau
 
 from shielded_recrl.ranker.metrics import ranking_metrics, top_k
 from shielded_recrl.statistics import paired_bootstrap
+
+BLOCK = 256
 
 
 def drift(
@@ -43,47 +46,75 @@ def drift(
     """
     seen = np.zeros(before.shape, dtype=bool) if seen is None else seen
     relevant = np.zeros(before.shape, dtype=bool) if relevant is None else relevant
-    change = score_changes(before, after, seen)[~seen]
-    taus = [
-        kendalltau(b[~s], a[~s], method="asymptotic").statistic
-        for b, a, s in zip(before, after, seen, strict=True)
-    ]
-    tau = float(np.mean(taus))
-    padded = [_pad(matrix) for matrix in (before, after)]
-    identical = np.equal(*(top_k(scores, _pad(seen)) for scores in padded)).all(axis=1)
-
-    ranked = (relevant & ~seen).any(axis=1)
+    _check(before, after, seen)
+    users = [_compare(*block) for block in _blocks(before, after, seen, relevant)]
+    largest, total, tau, identical, ndcg, hr = map(np.concatenate, zip(*users, strict=True))
     accuracy = dict.fromkeys(("ndcg_change", "ndcg_low", "ndcg_high", "hr_change"))
-    if ranked.any():
-        masks = [_pad(mask)[ranked] for mask in (relevant, seen)]
-        old, new = (ranking_metrics(scores[ranked], *masks) for scores in padded)
-        ndcg = paired_bootstrap(new.ndcg - old.ndcg, resamples, seed)
-        accuracy = dict(zip(accuracy, (*ndcg, float((new.hr - old.hr).mean())), strict=True))
+    if ndcg.size:
+        interval = paired_bootstrap(ndcg, resamples, seed)
+        accuracy = dict(zip(accuracy, (*interval, float(hr.mean())), strict=True))
+    mean_tau = float(tau.mean())
     return {
         "users": len(before),
-        "max_score_change": float(change.max()),
-        "mean_score_change": float(change.mean()),
+        "max_score_change": float(largest.max()),
+        "mean_score_change": float(total.sum() / (~seen).sum()),
         "top10_identical": float(identical.mean()),
-        "kendall_tau": tau if np.isfinite(tau) else None,
-        "ndcg_users": int(ranked.sum()),
+        "kendall_tau": mean_tau if np.isfinite(mean_tau) else None,
+        "ndcg_users": len(ndcg),
         **accuracy,
     }
 
 
-def score_changes(before: np.ndarray, after: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
-    """|score change| [U, I]; 0 at seen items.
+def _compare(
+    before: np.ndarray, after: np.ndarray, seen: np.ndarray, relevant: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Of each user: largest and summed |score change|, Kendall tau-b, whether the top 10 is the same;
+    of each with something to find: change of NDCG@10 and of HR@10."""
+    change = _changes(before, after, seen)
+    tau = [
+        kendalltau(b[~s], a[~s], method="asymptotic").statistic
+        for b, a, s in zip(before, after, seen, strict=True)
+    ]
+    padded = [_pad(matrix) for matrix in (before, after)]
+    identical = np.equal(*(top_k(scores, _pad(seen)) for scores in padded)).all(axis=1)
+    ranked = (relevant & ~seen).any(axis=1)
+    masks = [_pad(mask)[ranked] for mask in (relevant, seen)]
+    old, new = (ranking_metrics(scores[ranked], *masks) for scores in padded)
+    sums = change.max(axis=1), change.sum(axis=1)
+    return *sums, np.array(tau), identical, new.ndcg - old.ndcg, new.hr - old.hr
+
+
+def largest_changes(
+    before: np.ndarray, after: np.ndarray, seen: np.ndarray | None = None
+) -> np.ndarray:
+    """Largest |score change| of each user over unseen items [U].
 
     Raises:
         ValueError: there is no unseen item, a score is not finite, or shapes differ.
     """
-    if before.shape != after.shape or (seen is not None and seen.shape != before.shape):
-        raise ValueError(f"shapes differ: {before.shape}, {after.shape} and the mask of seen items")
-    if not before.size or (seen is not None and seen.all()):
-        raise ValueError("no unseen item to compare the scores of")
+    seen = np.zeros(before.shape, dtype=bool) if seen is None else seen
+    _check(before, after, seen)
+    return np.concatenate([_changes(*block).max(axis=1) for block in _blocks(before, after, seen)])
+
+
+def _changes(before: np.ndarray, after: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """|score change| [U, I]; 0 at seen items."""
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         raise ValueError("scores must be finite")
-    change = np.abs(after - before)
-    return change if seen is None else np.where(seen, 0.0, change)
+    return np.where(seen, 0.0, np.abs(after - before))
+
+
+def _check(before: np.ndarray, after: np.ndarray, seen: np.ndarray) -> None:
+    if before.shape != after.shape or seen.shape != before.shape:
+        raise ValueError(f"shapes differ: {before.shape}, {after.shape} and the mask of seen items")
+    if not before.size or seen.all():
+        raise ValueError("no unseen item to compare the scores of")
+
+
+def _blocks(*matrices: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """The matrices some users at a time: what is worked out on the way is as large as they are."""
+    for start in range(0, len(matrices[0]), BLOCK):
+        yield tuple(matrix[start : start + BLOCK] for matrix in matrices)
 
 
 def _pad(matrix: np.ndarray) -> np.ndarray:
