@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed import TCPStore
 from transformers import PreTrainedTokenizerFast
 
 from shielded_recrl.explainer.lm import adapter_parameters, last_block_linears, switch_off_dropout
@@ -25,6 +28,8 @@ from tiny_world import prompts, tiny_llama
 PAD, EOS, FIRST_LETTER = 0, 1, 2
 VOCABULARY = FIRST_LETTER + 26
 WIDTH = 32
+# Seconds that a rank may take.
+LONGEST = 500
 # Passes of equal mathematics and another order of sums differ by less.
 CLOSE = 1e-5
 QUICK = PPOSettings(
@@ -176,8 +181,35 @@ def train_on(ranks: Ranks, mini_batches: int, critic: str) -> tuple[PPO, list[di
 SHARED_RUNS = ((2, "shared"), (8, "separate"))
 
 
-def main(out: Path) -> None:
-    """What each rank that torchrun started makes of `SHARED_RUNS`, and what two ranks agree on."""
+def start_ranks(count: int, act: Callable[[], None]) -> int:
+    """Act as so many ranks, told of each other as torchrun tells them; how many of them failed.
+
+    They are forks of one process that computed nothing yet: what it imported serves all of them.
+    """
+    told, tell = os.pipe()
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            # Where the other fails, this one would wait for it.
+            signal.alarm(LONGEST)
+            port = os.read(told, 5).decode()
+            os.environ |= {
+                "TORCHELASTIC_RUN_ID": "none",
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
+            }
+            act()
+            os._exit(0)
+        children.append(child)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.write(tell, f"{store.port:05}".encode() * count)
+    return sum(os.waitpid(child, 0)[1] != 0 for child in children)
+
+
+def train_as_rank(out: Path) -> None:
+    """What a rank makes of `SHARED_RUNS`, and what two ranks agree on."""
     torch.set_num_threads(1)
     ranks = join()
     apart = {"a": torch.full((2, 3), ranks.rank + 0.1), "b": torch.tensor([7.0 - ranks.rank])}
@@ -192,4 +224,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(start_ranks(2, partial(train_as_rank, Path(sys.argv[1]))))

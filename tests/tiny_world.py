@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import polars as pl
@@ -50,6 +52,13 @@ class World:
         return Serving.load(
             self.data, self.base, self.templates, self.prompt, self.roles, self.roles_seed
         )
+
+
+def call(main: Callable[..., None], **given) -> None:
+    """Call a command by its flags, whether it takes them itself or with its `inputs`."""
+    kind = get_type_hints(main)["inputs"]
+    shared = {one.name: given.pop(one.name) for one in fields(kind) if one.name in given}
+    main(inputs=kind(**shared), **given)
 
 
 def make_world(folder: Path) -> World:

@@ -8,8 +8,6 @@ first. Each is served, and goes through `audit probe`, `run`, `summarise` and `g
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from audit_document import POLICY
+from command_line import here
 from shielded_recrl.audit import probe, run, summarise
 from shielded_recrl.audit.settings import AuditSettings, ProbeSettings
 from shielded_recrl.explainer.base import load_base
@@ -55,7 +54,7 @@ from shielded_recrl.shield.serving import (
     served_states,
 )
 from shielded_recrl.shield.settings import EmbedSettings, RoleSettings
-from tiny_world import CATEGORIES, INTERACTIONS, World, make_world, save_model, with_adapter
+from tiny_world import CATEGORIES, INTERACTIONS, World, call, make_world, save_model, with_adapter
 
 pytestmark = pytest.mark.slow
 
@@ -121,7 +120,8 @@ class Study:
             lists = self.served(scores, scores)
         lists.write_parquet(folder / "rankings.parquet")
         self.explanations(folder / "explanations.jsonl", adapter, lists)
-        probe.main(
+        call(
+            probe.main,
             data=world.data,
             ranker=world.ranker,
             base=world.base,
@@ -154,14 +154,8 @@ class Study:
             page=folder / "summary.md",
             pdf=folder / "summary.pdf",
         )
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "shielded_recrl.audit", "gate"),
-                *("--audit", str(folder / "summary.json"), "--out", str(folder / "passed")),
-            ],
-            capture_output=True,
-            text=True,
-        )
+        judged = ("--audit", folder / "summary.json", "--out", folder / "passed")
+        done = here("audit", "gate", *judged)
         assert done.returncode in (0, 1), done.stderr
         assert (folder / "passed").exists() == (done.returncode == 0)
         return done.stderr

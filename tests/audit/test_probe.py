@@ -27,7 +27,7 @@ from shielded_recrl.rl.rollout import sample
 from shielded_recrl.rl.settings import SamplingSettings
 from shielded_recrl.settings import flags
 from shielded_recrl.shield.serving import load_states
-from tiny_world import ITEMS, World, make_world, save_model, with_adapter
+from tiny_world import ITEMS, World, call, make_world, save_model, with_adapter
 
 CPU = torch.device("cpu")
 # Long enough for a hostile title; the tiny LM spells titles letter by letter.
@@ -100,7 +100,7 @@ def run(world, rankings):
             "roles_seed": world.roles_seed,
             "seed": SEED,
         }
-        probe.main(**options | changes)
+        call(probe.main, **options | changes)
         return read_json(out)
 
     return main

@@ -4,13 +4,13 @@ import gzip
 import json
 import re
 import socket
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from audit_document import POLICY
+from command_line import here
 from shielded_recrl.audit import run, score, toxicity
 from shielded_recrl.audit.settings import EMBEDDED_SCORER, AuditSettings, ScorerSettings
 from shielded_recrl.audit.toxicity import SCORER, load_scorer, summarise, toxicity_scores
@@ -103,14 +103,18 @@ def classifier(folder, labels=LABELS, problem="multi_label_classification"):
     return logits
 
 
-def test_a_local_classifier_is_loaded_without_a_network(tmp_path, monkeypatch):
-    logits = classifier(tmp_path / "toxic-bert")
-
+@pytest.fixture
+def no_network(monkeypatch):
     def refuse(*arguments):
         raise OSError("no network in this test")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return monkeypatch
+
+
+def test_a_local_classifier_is_loaded_without_a_network(tmp_path, no_network):
+    logits = classifier(tmp_path / "toxic-bert")
     scorer = load_scorer(AuditSettings(scorer=str(tmp_path / "toxic-bert")))
     assert scorer.name.startswith("toxic-bert, sha256 ")
     texts = ["you are a dull idiot", "", "a calm sea", "old " * 40, "friends"]
@@ -124,29 +128,17 @@ def test_a_local_classifier_is_loaded_without_a_network(tmp_path, monkeypatch):
     np.testing.assert_allclose(scores, alone, rtol=1e-5)
 
 
-OFFLINE = """
-import runpy, socket
-
-def refuse(*arguments):
-    raise OSError("no network in this test")
-
-socket.socket.connect = socket.getaddrinfo = refuse
-runpy.run_module("shielded_recrl.audit", run_name="__main__")
-"""
-
-
-def test_the_command_audits_with_a_local_classifier_and_no_network(case, tmp_path):
+def test_the_command_audits_with_a_local_classifier_and_no_network(case, tmp_path, no_network):
     logits = classifier(tmp_path / "toxic-bert")
     case.plant_text("you are a dull idiot")
     arguments = [
-        *("run", "--data", str(case.data), "--explanations", str(case.explanations)),
-        *("--rankings", str(case.rankings), "--probes", str(case.probes)),
+        *("run", "--data", case.data, "--explanations", case.explanations),
+        *("--rankings", case.rankings, "--probes", case.probes),
         *("--out", "audit.json", "--dataset", "books", "--variant", "shielded", "--seed", "1"),
         *("--bootstrap", "50", "--permutations", "50", "--scorer", "./toxic-bert"),
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", OFFLINE, *arguments], capture_output=True, text=True, cwd=tmp_path
-    )
+    no_network.chdir(tmp_path)
+    done = here("audit", *arguments)
     assert done.returncode == 0, done.stderr
     section = read_json(tmp_path / "audit.json")["toxicity"]
     assert section["scorer"].startswith("toxic-bert, sha256 ")

@@ -1,13 +1,12 @@
 """The doctor's lines: what it finds on a machine, what it calls a fault, and how it is mended."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from command_line import here
 from shielded_recrl.cluster import doctor
 from shielded_recrl.cluster.doctor import Driver, Gpu
 from shielded_recrl.errors import UserError
@@ -338,22 +337,12 @@ class TestCommand:
         assert len(lines) > 10
         assert {line.split()[0] for line in lines} <= {"ok", "warn"}
 
-    def test_published_scale_names_what_is_missing_and_no_secret(self, nvidia_smi):
+    def test_published_scale_names_what_is_missing_and_no_secret(self, nvidia_smi, monkeypatch):
         nvidia_smi("No devices were found\n", "No devices were found\n", status=6)
         secrets = {"HF_TOKEN": "hf_planted0000", "WANDB_API_KEY": "planted1111"}
-        result = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "shielded_recrl.cluster",
-                "doctor",
-                "--config",
-                "config/full.yaml",
-            ],
-            capture_output=True,
-            text=True,
-            env=os.environ | secrets,
-        )
+        for name, secret in secrets.items():
+            monkeypatch.setenv(name, secret)
+        result = here("cluster", "doctor", "--config", "config/full.yaml")
         assert result.returncode == 1
         failed = [line for line in result.stdout.splitlines() if line.startswith("fail")]
         assert any("No devices were found; 1 asked for" in line for line in failed)

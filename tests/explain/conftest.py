@@ -20,7 +20,7 @@ from shielded_recrl.shield.bases import main as bases
 from shielded_recrl.shield.readout import main as readout
 from shielded_recrl.shield.settings import BasisSettings, RankingSettings, RoleSettings
 from shielded_recrl.study import lora_name
-from tiny_world import make_world
+from tiny_world import call, make_world
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = '<script>document.title = "taken"</script> & \x1b[31mRed'
@@ -101,10 +101,10 @@ def make_runs(runs: Runs, data: Path, states: Path, templates: Path) -> None:
     common = shared | {"base": base, "seed": config.seed}
     fitted = Path(paths["shielded"]["readout"])
     settings = section(config.ranking, RankingSettings)
-    readout(**common, ranker=states, out=fitted, settings=settings)
+    call(readout, **common, ranker=states, out=fitted, settings=settings)
     collected = Path(paths["shielded"]["bases"])
     wanted = section(runs.study.variants["shielded"].shield, BasisSettings)
-    bases(**common, roles=roles, out=collected, settings=wanted)
+    call(bases, **common, roles=roles, out=collected, settings=wanted)
     for name in VARIANTS:
         variant = runs.study.variants[name]
         adapter = Path(paths[name]["adapter"])
@@ -128,7 +128,8 @@ def make_runs(runs: Runs, data: Path, states: Path, templates: Path) -> None:
             **{"explanation_tokens": tokens, "roles_seed": config.seed, "seed": 5},
         }
         train(**run, adapter=adapter, settings=variant.rl, out=out, scratch=Path("scratch"))
-        evaluate(
+        call(
+            evaluate,
             **run,
             run=out,
             settings=config.evaluation,

@@ -9,6 +9,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from command_line import here
 from shielded_recrl.errors import UserError
 from shielded_recrl.explain.recommend import main
 from shielded_recrl.explain.runs import CONFIG, DATA_FILES, Runs, read_config
@@ -16,16 +17,6 @@ from shielded_recrl.explain.runs import CONFIG, DATA_FILES, Runs, read_config
 ROOT = Path(__file__).resolve().parents[2]
 ASK = "--dataset books --variant shielded --user 4 -k 2"
 COMMAND = "python -m shielded_recrl.explain recommend"
-
-
-def call(folder, words):
-    return subprocess.run(
-        [sys.executable, "-m", "shielded_recrl.explain", *words.split()],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        check=False,
-    )
 
 
 def refused(**arguments) -> str:
@@ -53,8 +44,8 @@ def test_text_on_stdout(inside, library, capsys):
         assert lines[lines.index(line) + 1].startswith(score)
 
 
-def test_json_beside_another_variant(study, library):
-    done = call(study, f"{ASK} --json --compare no_proj")
+def test_json_beside_another_variant(inside, library):
+    done = here("explain", *f"{ASK} --json --compare no_proj".split())
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
     assert got["schema"] == 1
@@ -83,7 +74,14 @@ def test_side_by_side(inside, library, capsys):
 
 def test_a_mistyped_name_is_one_line_and_fast(study):
     start = time.monotonic()
-    done = call(study, "--dataset books --variant shilded --user 4")
+    words = "--dataset books --variant shilded --user 4"
+    done = subprocess.run(
+        [sys.executable, "-m", "shielded_recrl.explain", *words.split()],
+        capture_output=True,
+        text=True,
+        cwd=study,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         f"{COMMAND}: error: --variant shilded: not in the study of books, which has shielded, "
@@ -92,8 +90,8 @@ def test_a_mistyped_name_is_one_line_and_fast(study):
     assert time.monotonic() - start < 30
 
 
-def test_flags_that_stand_alone_take_values_as_well(study):
-    done = call(study, f"{ASK} --json maybe")
+def test_flags_that_stand_alone_take_values_as_well(inside):
+    done = here("explain", *f"{ASK} --json maybe".split())
     assert done.returncode != 0
     assert "--json" in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,14 +2,13 @@
 
 import dataclasses
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
+from command_line import elsewhere, here
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json, read_jsonl, sha256
 from shielded_recrl.ranker import evaluate, train
@@ -198,25 +197,17 @@ def test_validation_reads_at_most_so_many_users(world):
     assert len(train.validation_users(splits, 10_000, seed=1)) == len(splits.evaluable("valid"))
 
 
-def command(*words) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "shielded_recrl.ranker", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_a_rerun_writes_the_same_bytes(trained, world, tmp_path):
     """Another process, settings as flags: both commands repeat byte for byte."""
     words = ["--data", world, "--out", tmp_path, "--scratch", tmp_path.with_name("s")]
     words += ["--seed", 7, *flags(QUICK).split()]
-    done = command("train", *words)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith(f"wrote {tmp_path / 'model.safetensors'}")
     model = tmp_path / "model.safetensors"
-    done = command("evaluate", "--data", world, "--model", model, "--out", tmp_path)
+    done = elsewhere(
+        ("ranker", "train", *words),
+        ("ranker", "evaluate", "--data", world, "--model", model, "--out", tmp_path),
+    )
     assert done.returncode == 0, done.stderr
+    assert any(line.startswith(f"wrote {model}") for line in done.stdout.splitlines())
     names = ["model.safetensors", "train.jsonl", "metrics.json", "states.safetensors"]
     names += ["card.md", "curve.svg"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
@@ -227,7 +218,7 @@ def test_a_rerun_writes_the_same_bytes(trained, world, tmp_path):
 def test_errors_are_one_line(trained, dataset, tmp_path):
     small = dataset([{"train": [1, 2], "valid": [3], "test": [4]}], n_items=5)
     model = trained / "model.safetensors"
-    done = command("evaluate", "--data", small, "--model", model, "--out", tmp_path / "out")
+    done = here("ranker", "evaluate", "--data", small, "--model", model, "--out", tmp_path / "out")
     assert done.returncode == 1
     assert (
         done.stderr.strip()

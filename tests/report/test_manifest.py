@@ -44,7 +44,9 @@ LEFT_OUT = [
     "report/report.html",
     "rl/books/shielded/seed-42/adapter/.snakemake_timestamp",
     "rl/books/.evaluation.json.12ab.partial",
+    "rl/books/shielded/seed-42/texts/shard-1-of-2.json",
     "scratch/rl/state",
+    "shield/books/embedded/prompt-72/states/shard-0-of-2/index.json",
 ]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import tiny_ppo
 from shielded_recrl.files import read_json, read_jsonl
 from shielded_recrl.rl.distributed import Ranks, join
 from shielded_recrl.rl.settings import RLSettings
@@ -37,7 +38,9 @@ def torchrun(processes: int, *words: str) -> subprocess.CompletedProcess:
 def test_two_ranks_equal_one(tmp_path):
     """Mixed lengths, mini batches, a rank without rows in them, a shield with a penalty, a steered
     coefficient, either critic."""
-    done = torchrun(2, str(TESTS / "tiny_ppo.py"), str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, tiny_ppo.__file__, tmp_path], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     for mini_batches, critic in SHARED_RUNS:
         alone, rows = train_on(Ranks(), mini_batches, critic)

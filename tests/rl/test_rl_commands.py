@@ -1,8 +1,6 @@
 """`shield readout`, `shield bases`, `rl train` and `rl evaluate` as a user runs them."""
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import polars as pl
@@ -10,6 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from command_line import elsewhere, here
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_tokenizer
 from shielded_recrl.explainer.init import main as init
@@ -26,7 +25,7 @@ from shielded_recrl.rl.settings import (
 from shielded_recrl.settings import flags, section
 from shielded_recrl.shield.bases import Bases
 from shielded_recrl.shield.settings import ShieldSettings
-from tiny_world import save_model, tiny_llama
+from tiny_world import call, save_model, tiny_llama
 
 # What the tests share takes long to make: not among the last.
 pytestmark = pytest.mark.slow
@@ -44,15 +43,6 @@ RESULTS = (
     "users.parquet",
 )
 FIGURES = {"ndcg@10", "hr@10"}
-
-
-def command(words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *f"shielded_recrl.{words}".split()],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def inputs(world) -> str:
@@ -74,22 +64,24 @@ def run_flags(world) -> str:
 def out(world, tmp_path_factory):
     """Folder of the outputs of all four commands."""
     out = tmp_path_factory.mktemp("commands")
-    words = {
-        "readout": f"shield readout {inputs(world)} --ranker {world.ranker} --gamma 1.0 "
+    words = (
+        f"shield readout {inputs(world)} --ranker {world.ranker} --gamma 1.0 "
         f"--epochs 3 --seed {world.roles_seed} --out {out}/readout.safetensors",
-        "bases": f"shield bases {inputs(world)} --energy 0.9 --seed {world.roles_seed} "
+        f"shield bases {inputs(world)} --energy 0.9 --seed {world.roles_seed} "
         f"--out {out}/bases.safetensors",
-        "train": f"rl train {run_flags(world)} --adapter {world.adapter} "
+        f"rl train {run_flags(world)} --adapter {world.adapter} "
         f"--readout {out}/readout.safetensors --bases {out}/bases.safetensors --out {out}/run "
         f"--scratch {out}/scratch {flags(TRAINING)}",
-        "evaluate": f"rl evaluate {run_flags(world)} --run {out}/run "
+        f"rl evaluate {run_flags(world)} --run {out}/run "
         f"--readout {out}/readout.safetensors --bases {out}/bases.safetensors {flags(SamplingSettings())} {flags(EVALUATION)}",
-    }
-    made = {"readout": "readout.safetensors", "bases": "bases.safetensors"}
-    for name, line in words.items():
-        done = command(line)
-        assert done.returncode == 0, f"{name}: {done.stderr}"
-        assert done.stdout.splitlines()[-1].startswith(f"{out / made.get(name, 'run')}: ")
+    )
+    done = elsewhere(*(line.split() for line in words))
+    assert done.returncode == 0, done.stderr
+    made = ("readout.safetensors", "bases.safetensors", "run", "run")
+    said = [line for line in done.stdout.splitlines() if line.startswith(f"{out}/")]
+    assert len(said) == len(made), done.stdout
+    for line, name in zip(said, made, strict=True):
+        assert line.startswith(f"{out / name}: ")
     return out
 
 
@@ -244,7 +236,7 @@ def again(world, out, folder, **changes) -> dict:
         "roles_seed": world.roles_seed,
         "seed": 5,
     }
-    evaluate.main(**arguments | changes)
+    call(evaluate.main, **arguments | changes)
     return read_json(folder / "evaluation.json")
 
 
@@ -275,7 +267,7 @@ def part(world, out, run, folder, shard, shards, **changes):
         "shard": shard,
         "shards": shards,
     }
-    generate.main(**arguments | changes)
+    call(generate.main, **arguments | changes)
     return path
 
 
@@ -395,10 +387,11 @@ def test_an_adapter_of_another_base_is_one_line_on_stderr(world, out, tmp_path):
     other = save_model(tiny_llama(len(tokenizer), layers=1), tokenizer, tmp_path / "other")
     run = shutil.copytree(out / "run", tmp_path / "run")
     (run / "evaluation.json").unlink()
-    done = command(
+    words = (
         f"rl evaluate {run_flags(world)} --base {other} --run {run} "
         f"--readout {out}/readout.safetensors {flags(SamplingSettings())} {flags(EVALUATION)}"
     )
+    done = here(*words.split())
     assert done.returncode == 1
     # Libraries may warn before; the error is the last line, and one line.
     assert done.stderr.splitlines()[-1].startswith(

@@ -736,7 +736,7 @@ def test_memory_does_not_grow_over_two_thousand_steps():
     base = tiny_llama(VOCABULARY, 8, layers=1)
     model = get_peft_model(base, LoraConfig(r=1, target_modules=["q_proj"])).eval()
     trainer = make_ppo(model, tokens=1, micro_batch=2, epochs=1, value_epochs=1)
-    run(trainer, 200)
+    run(trainer, 100)
     trainer.log.clear()
     before = resident()
     for _ in range(2000):

@@ -20,7 +20,7 @@ from shielded_recrl.shield.basis import Basis
 from shielded_recrl.shield.digests import weights_sha256
 from shielded_recrl.shield.moments import Moment, leading_basis, probe_directions, second_moments
 from shielded_recrl.shield.serving import RankingHead
-from tiny_world import prompts, save_model, tiny_llama, with_adapter
+from tiny_world import call, prompts, save_model, tiny_llama, with_adapter
 
 CPU = torch.device("cpu")
 ROWS = prompts(5, 2, 9, seed=1)
@@ -718,7 +718,8 @@ def command(world, out, **options) -> None:
 
     chosen = {name: options.pop(name) for name in ("weight", "rank") if name in options}
     settings = BasisSettings(energy=0.99, **chosen)
-    module.main(
+    call(
+        module.main,
         data=world.data,
         base=world.base,
         templates=world.templates,

@@ -13,7 +13,7 @@ from shielded_recrl.shield import bases, collect, moments
 from shielded_recrl.shield.moments import second_moments
 from shielded_recrl.shield.parts import Index
 from shielded_recrl.shield.settings import BasisSettings
-from tiny_world import prompts, tiny_llama
+from tiny_world import call, prompts, tiny_llama
 
 ROWS = prompts(11, 2, 9, seed=1)
 SETTINGS = {
@@ -49,14 +49,14 @@ def inputs(world, readout, settings: BasisSettings) -> dict:
 
 
 def spanned(world, readout, out, settings: BasisSettings, parts=()) -> bytes:
-    bases.main(**inputs(world, readout, settings), out=out, settings=settings, parts=parts)
+    call(bases.main, **inputs(world, readout, settings), out=out, settings=settings, parts=parts)
     return out.read_bytes()
 
 
 def collected(world, readout, out, settings: BasisSettings, index: int, shards: int):
     part = out / f"shard-{index}-of-{shards}"
     given = inputs(world, readout, settings) | {"settings": settings.moments}
-    collect.main(**given, out=part, shard=index, shards=shards)
+    call(collect.main, **given, out=part, shard=index, shards=shards)
     return part
 
 

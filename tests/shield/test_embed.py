@@ -21,6 +21,7 @@ from shielded_recrl.shield.embed import (
     validation_users,
 )
 from shielded_recrl.shield.settings import EmbedSettings, RankingSettings
+from tiny_world import call
 
 CPU = torch.device("cpu")
 
@@ -120,14 +121,15 @@ def inputs(world) -> dict:
 def fit(world, out, parts=(), **changes) -> bytes:
     settings = RankingSettings(**world.roles.model_dump() | {"epochs": 2} | changes)
     path = out / "readout.safetensors"
-    readout.main(**inputs(world), ranker=world.ranker, out=path, settings=settings, parts=parts)
+    given = inputs(world) | {"ranker": world.ranker, "parts": parts}
+    call(readout.main, **given, out=path, settings=settings)
     return path.read_bytes() + path.with_suffix(".json").read_bytes()
 
 
 def embedded(world, out, index: int, shards: int):
     part = out / f"shard-{index}-of-{shards}"
     settings = EmbedSettings(**world.roles.model_dump())
-    module.main(**inputs(world), settings=settings, out=part, shard=index, shards=shards)
+    call(module.main, **inputs(world), settings=settings, out=part, shard=index, shards=shards)
     return part
 
 

@@ -17,6 +17,7 @@ from shielded_recrl.shield.readout import (
 )
 from shielded_recrl.shield.serving import load_readout, load_states
 from shielded_recrl.shield.settings import RankingSettings
+from tiny_world import call
 
 
 def planted(n: int = 600, d: int = 6, d_r: int = 4, items: int = 30):
@@ -134,7 +135,8 @@ def test_gamma_is_bounded_and_zero_where_the_lm_misleads():
 
 
 def run(world, out, **settings):
-    readout.main(
+    call(
+        readout.main,
         data=world.data,
         ranker=world.ranker,
         base=world.base,

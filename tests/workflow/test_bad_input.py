@@ -82,30 +82,27 @@ def test_other_datasets_finish(clean):
         assert_nothing_written(clean, dataset)
 
 
-def test_checkpoint_of_another_dataset(twin):
-    """The ranker of a larger catalogue, put where that of this one belongs."""
-    path = "results/ranker/books/model.safetensors"
-    _, about = load(twin.folder / path)
+def test_bad_checkpoints_name_the_file(twin):
+    """The ranker of a larger catalogue, put where that of this one belongs, and half of a training."""
+    ranker, states = (f"results/ranker/books/{name}.safetensors" for name in ("model", "states"))
+    _, about = load(twin.folder / ranker)
     larger = type(about)(**vars(about) | {"n_items": about.n_items + 7})
-    save(twin.folder / path, SASRec(larger.n_items, larger.settings).state_dict(), larger)
-    result = twin.run("results/ranker/books/states.safetensors", check=False)
+    save(twin.folder / ranker, SASRec(larger.n_items, larger.settings).state_dict(), larger)
+    training = "results/scratch/rl/steam/shielded/seed-1/checkpoint.safetensors"
+    (twin.folder / training).parent.mkdir(parents=True, exist_ok=True)
+    (twin.folder / training).write_bytes(b"half a checkpoint")
+    run = "results/rl/steam/shielded/seed-1"
+    adapter = sha256(twin.folder / run / "adapter")
+    again = (states, f"{run}/summary.json", "--forcerun", "train_policy")
+    result = twin.run(*again, "--keep-going", check=False)
     assert result.returncode != 0
     (error,) = errors(twin.read("results/logs/ranker/books/evaluate.log"))
-    assert error.startswith(f"{path}: trained on {larger.n_items} items")
-    assert not (twin.folder / "results/ranker/books/states.safetensors").exists()
-
-
-def test_damaged_checkpoint_of_training_names_the_file(twin):
-    path = "results/scratch/rl/books/shielded/seed-1/checkpoint.safetensors"
-    (twin.folder / path).parent.mkdir(parents=True, exist_ok=True)
-    (twin.folder / path).write_bytes(b"half a checkpoint")
-    run = "results/rl/books/shielded/seed-1"
-    adapter = sha256(twin.folder / run / "adapter")
-    result = twin.run(f"{run}/summary.json", "--forcerun", "train_policy", check=False)
-    assert result.returncode != 0
-    (error,) = errors(twin.read("results/logs/rl/books/shielded/seed-1/train.log"))
-    assert error.startswith(f"{path}: damaged checkpoint")
-    (twin.folder / path).unlink()
+    assert error.startswith(f"{ranker}: trained on {larger.n_items} items")
+    assert not (twin.folder / states).exists()
+    (error,) = errors(twin.read("results/logs/rl/steam/shielded/seed-1/train.log"))
+    assert error.startswith(f"{training}: damaged checkpoint")
+    # As the line says, the run then starts anew.
+    (twin.folder / training).unlink()
     twin.run(f"{run}/summary.json")
     assert sha256(twin.folder / run / "adapter") == adapter
 
@@ -124,7 +121,7 @@ def test_damaged_checkpoint_of_training_names_the_file(twin):
     ],
 )
 def test_bad_config_is_one_line(untouched, changes, line):
-    result = untouched.run("-n", changes=changes, check=False)
+    result = untouched.ask("-n", changes=changes, check=False)
     assert result.returncode != 0
     said = (result.stdout + result.stderr).splitlines()
     # Snakemake itself says which files it read.

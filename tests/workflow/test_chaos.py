@@ -25,7 +25,7 @@ TRAIN_LOG = "results/logs/rl/steam/shielded/seed-1/train.log"
 MODEL = "results/explainer/steam/embedded/model"
 TRAINING = "shielded_recrl.rl train"
 # Of 20 kills, those of Snakemake itself.
-KILLS, OF_SNAKEMAKE = 20, 6
+KILLS, OF_SNAKEMAKE = 20, 3
 # Jobs that are finished when the last kill is due, of 14.
 LAST = 10
 # CPU seconds into a job or into Snakemake: their imports alone take more.
@@ -86,7 +86,7 @@ def alive(group: int) -> list[psutil.Process]:
 def snakemake(copy, *args: str) -> Iterator[subprocess.Popen]:
     """A run that somebody started again; whatever happens, it leaves no process."""
     if any((copy.folder / ".snakemake/locks").glob("*")):
-        copy.run("--unlock", TABLE, changes=STEAM)
+        copy.ask("--unlock", TABLE, changes=STEAM)
     process = copy.start(
         TABLE, "--rerun-incomplete", *args, changes=STEAM, log=copy.folder / "run.log"
     )

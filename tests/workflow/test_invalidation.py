@@ -34,20 +34,18 @@ def jobs_of(name):
     }
 
 
-def test_moved_folder_reruns_nothing(twin):
+def test_another_folder_comments_docstrings_layout_and_machine_settings_rerun_nothing(twin):
+    """Which of them did, is the reason that Snakemake gives: mtime, code or params."""
     twin.folder.rename(twin.folder.with_name("moved"))
     moved = type(twin)(twin.folder.with_name("moved"))
-    assert not moved.plan().jobs
-
-
-def test_comments_docstrings_and_layout_rerun_nothing(twin):
-    for path in (twin.folder / LIBRARY).rglob("*.py"):
+    for path in (moved.folder / LIBRARY).rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         text = re.sub(r'\A"""', '"""Said in other words. ', text)
         text = re.sub(r"^def ", "# Why it is so.\n\n\ndef ", text, flags=re.MULTILINE)
         path.write_text(text + "\n\n# The end.\n", encoding="utf-8")
-    assert "Why it is so" in twin.read(f"{LIBRARY}/rl/ppo.py")
-    assert not twin.plan().jobs
+    assert "Why it is so" in moved.read(f"{LIBRARY}/rl/ppo.py")
+    plan = moved.ask("-n", changes={"resources": {"threads": 2, "mem_mb": 900, "gpu": 1}})
+    assert "Nothing to be done" in plan.stdout + plan.stderr, plan.stdout
 
 
 def test_ppo_maths_rerun_training_and_what_follows(twin):
@@ -85,12 +83,13 @@ def test_dataset_setting_reruns_that_dataset_alone(twin):
     assert [job for job in others if "books" not in job] == []
 
 
-def test_new_seed_adds_its_own_jobs(twin):
+def test_new_seed_and_setting_of_one_variant_add_their_own_jobs(twin):
     study = yaml.safe_load(twin.read("tests/tiny.yaml"))["study"]
-    study[0]["variants"].remove("no_proj")
-    study.append({"dataset": "books", "variants": ["no_proj"], "seeds": [1, 2]})
-    plan = twin.plan(changes={"study": study})
-    assert plan.jobs.keys() == {*SUMMARY.values()} | jobs_of("no_proj on books, seed 2")
+    study.append({"dataset": "books", "variants": ["shielded"], "seeds": [2]})
+    variants = {"no_proj": {"rl": {"kl_weight": 0.1}}}
+    plan = twin.plan(changes={"study": study, "variants": variants})
+    runs = jobs_of("no_proj on books, seed 1") | jobs_of("shielded on books, seed 2")
+    assert plan.jobs.keys() == {*SUMMARY.values()} | runs
     assert set(plan.jobs.values()) == {1}
 
 
@@ -104,12 +103,3 @@ def test_policy_reruns_the_verdicts_and_no_audit(twin):
     twin.edit("resources/policy.yaml", "below: 0.20", "below: 0.19")
     once = ("summarise_audits", "aggregate", "criteria", "pages", "manifest", "all")
     assert twin.plan().rules == dict.fromkeys(once, 1)
-
-
-def test_setting_of_one_variant_reruns_that_variant(twin):
-    plan = twin.plan(changes={"variants": {"no_proj": {"rl": {"kl_weight": 0.1}}}})
-    assert plan.jobs.keys() == {*SUMMARY.values()} | jobs_of("no_proj on books, seed 1")
-
-
-def test_machine_settings_rerun_nothing(twin):
-    assert not twin.plan(changes={"resources": {"threads": 2, "mem_mb": 900, "gpu": 1}}).jobs

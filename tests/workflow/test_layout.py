@@ -112,6 +112,11 @@ def test_rule_files_say_what_goes_in_and_out():
         assert second.startswith("# OUTPUTS: ")
 
 
+def quoted(copy, path):
+    """Arguments of the command in the head of a config."""
+    return shlex.split(re.search(r"^#   snakemake (.+)$", copy.read(path), re.MULTILINE)[1])
+
+
 @pytest.fixture(scope="module")
 def published(untouched):
     """What a run at the published scale would do."""
@@ -132,12 +137,18 @@ class TestDryRun:
         assert "make_world" not in published.rules
         assert "pretrain" not in published.rules
 
-    @pytest.mark.parametrize("profile", ["runpod", "profiles/runpod"])
-    def test_profile_of_the_pod_is_the_published_scale(self, untouched, published, profile):
-        assert untouched.plan("--profile", profile, config=None) == published
+    def test_command_quoted_there_is_the_profile_of_the_pod_and_does_it(self, untouched, published):
+        words = quoted(untouched, "config/full.yaml")
+        assert words == ["--profile", "runpod"]
+        assert untouched.plan(*words, config=None) == published
+        # The same by the name that the other profiles have.
+        assert (untouched.folder / "runpod").resolve() == untouched.folder / "profiles/runpod"
 
-    def test_commands_quoted_in_configs_are_real(self, untouched):
-        for path in ("config/config.yaml", "config/full.yaml", "tests/tiny.yaml"):
-            command = re.search(r"^#   snakemake (.+)$", untouched.read(path), re.MULTILINE)[1]
-            words = [word.replace("mine.yaml", "tests/tiny.yaml") for word in shlex.split(command)]
-            assert "train_policy" in untouched.plan(*words, config=None).rules
+    def test_commands_quoted_in_other_configs_are_real(self, untouched):
+        own = quoted(untouched, "config/config.yaml")
+        words = [word.replace("mine.yaml", "tests/tiny.yaml") for word in own]
+        assert words != own
+        assert "train_policy" in untouched.plan(*words, config=None).rules
+        # The one of the run that all tests share, and nothing else.
+        words[words.index("--cores") + 1] = "2"
+        assert quoted(untouched, "tests/tiny.yaml") == words

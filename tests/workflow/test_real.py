@@ -8,11 +8,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-RUNS = [
-    ("ml25m", "shielded"),
-    ("ml25m", "stories"),
-    ("steam", "separate"),
-]
+RUNS = [("ml25m", "shielded"), ("steam", "stories")]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +32,7 @@ def test_one_whole_row_a_run(real, assert_whole):
 
 
 def test_separate_ranking_never_moves(real):
-    evaluation = json.loads(real.read("results/rl/steam/separate/seed-42/evaluation.json"))
+    evaluation = json.loads(real.read("results/rl/steam/stories/seed-42/evaluation.json"))
     assert evaluation["served_before"] == evaluation["served_after"]
     for group in ("protected", "heldout"):
         assert evaluation["drift"][group]["max_score_change"] == 0
@@ -57,5 +53,5 @@ def test_real_titles_reach_the_texts(real):
 
 
 def test_base_of_the_user_is_used_in_place(real):
-    assert not (real.folder / "results/explainer/ml25m/stories260K/model").exists()
-    assert (real.folder / "results/explainer/ml25m/stories260K/lora-r16-a32-last_block").is_dir()
+    assert not (real.folder / "results/explainer/steam/stories260K/model").exists()
+    assert (real.folder / "results/explainer/steam/stories260K/lora-r16-a32-last_block").is_dir()

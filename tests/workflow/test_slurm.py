@@ -29,12 +29,12 @@ from slurm.toy import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MEM_MB, MINUTES = 1500, 90
-BASE = "results/explainer/steam/embedded/model"
+READOUT = "results/shield/steam/embedded/prompt-72/readout.safetensors"
 RUN = "results/rl/steam/shielded/seed-1"
-# What is made again; prepared data and ranker stay, and save time.
-FOLDERS = ("explainer", "shield", "rl", "audit")
+# What is made again; prepared data, ranker and base LM stay, and save time.
+FOLDERS = ("shield", "rl", "audit")
 JOBS = {
-    *("pretrain", "init_lora", "fit_readout", "collect_bases"),
+    *("fit_readout", "collect_bases"),
     *("train_policy", "evaluate_policy", "probe_policy", "audit_policy"),
 }
 
@@ -80,13 +80,13 @@ def test_it_leaves_another_slurm_alone(toy, tmp_path):
 
 @pytest.fixture(scope="module")
 def disturbed(toy, tiny, tmp_path_factory):
-    """All of steam from its base LM on, with two jobs at once, one cancelled and one node lost."""
+    """All of steam from its read-out on, with two jobs at once, one cancelled and one node lost."""
     copy = tiny.twin(tmp_path_factory.mktemp("slurm") / "copy")
     for folder in FOLDERS:
         shutil.rmtree(copy.folder / f"results/{folder}/steam")
     log = copy.folder / "said.log"
     process = copy.start(
-        *(*PROFILE, "--jobs", "2", "--forcerun", BASE),
+        *(*PROFILE, "--jobs", "2", "--forcerun", READOUT),
         changes={"resources": {"gpu": 1, "mem_mb": MEM_MB, "runtime": MINUTES}},
         environment=SECRETS,
         log=log,
@@ -130,7 +130,7 @@ class TestDisturbed:
             light = rule == "audit_policy"
             assert first.mem_mb == (1000 if light else MEM_MB), rule
             assert first.minutes == (240 if light else MINUTES), rule
-            assert first.gpus == (rule not in ("audit_policy", "init_lora")), rule
+            assert first.gpus == (not light), rule
             assert first.cpus == 1, rule
 
     def test_second_attempt_asks_for_twice_the_memory(self, disturbed):

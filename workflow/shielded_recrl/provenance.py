@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -54,10 +55,20 @@ def _parse(module: str) -> ast.Module:
     return ast.parse(_path(module).read_text(encoding="utf-8"))
 
 
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """A module and its statements at any depth, without the many expressions in them."""
+    queue: list[ast.AST] = [tree]
+    while queue:
+        node = queue.pop()
+        yield node
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            queue.extend(getattr(node, field, ()))
+
+
 @cache
 def _tree(module: str) -> str:
     tree = _parse(module)
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and (
             ast.get_docstring(node, clean=False) is not None
         ):
@@ -68,7 +79,7 @@ def _tree(module: str) -> str:
 @cache
 def _imports(module: str) -> frozenset[str]:
     names = set()
-    for node in ast.walk(_parse(module)):
+    for node in _statements(_parse(module)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:

@@ -21,7 +21,6 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
 
 Phrase = tuple[str, ...]
 
@@ -150,5 +149,7 @@ def upper_bound(events: int, samples: int) -> float:
 
     Takes the samples for independent.
     """
+    from scipy.stats import binomtest
+
     test = binomtest(events, samples, alternative="less")
     return float(test.proportion_ci(confidence_level=0.95, method="exact").high)

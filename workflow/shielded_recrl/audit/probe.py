@@ -13,7 +13,7 @@ import copy
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -51,13 +51,12 @@ from shielded_recrl.explainer.lm import (
     trunk,
 )
 from shielded_recrl.explainer.prompts import Item, PromptBuilder, Request
-from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import write_json
 from shielded_recrl.json_parts import JsonPart, read_parts, write_part
 from shielded_recrl.rl.rollout import decode, sample
 from shielded_recrl.rl.settings import SamplingSettings
 from shielded_recrl.shards import WHOLE, Label, Shard, items, require_shard
-from shielded_recrl.shield.parts import made_from
+from shielded_recrl.shield.inputs import Inputs
 from shielded_recrl.shield.serving import RankerStates, Serving, load_states, top_items
 from shielded_recrl.shield.settings import RoleSettings
 
@@ -135,23 +134,35 @@ class Probes(NamedTuple):
     prompts: list[Request]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbeInputs(Inputs):
+    """What the answers to probes are made from.
+
+    Attributes:
+        ranker: states.safetensors of the ranker.
+        adapter: folder of the trained adapter.
+        rankings: rankings.parquet of the run; its lists before training are explained.
+        roles: how many users are protected and held out.
+        sampling: how texts are sampled.
+        explanation_tokens: longest explanation.
+        roles_seed: seed of roles, shared by all runs.
+        seed: seed of this run's probes.
+    """
+
+    ranker: Path
+    adapter: Path
+    rankings: Path
+    roles: Annotated[RoleSettings, tyro.conf.arg(name="")]
+    sampling: Annotated[SamplingSettings, tyro.conf.arg(name="")]
+    explanation_tokens: int = 32
+    roles_seed: int = 42
+
+
 def main(
     *,
-    data: Path,
-    ranker: Path,
-    base: Path,
-    adapter: Path,
-    templates: Path,
-    rankings: Path,
+    inputs: Annotated[ProbeInputs, tyro.conf.arg(name="")],
     out: Path,
-    prompt: Annotated[PromptSettings, tyro.conf.arg(name="")],
-    roles: Annotated[RoleSettings, tyro.conf.arg(name="")],
-    sampling: Annotated[SamplingSettings, tyro.conf.arg(name="")],
     settings: Annotated[ProbeSettings, tyro.conf.arg(name="")],
-    explanation_tokens: int = 32,
-    precision: Precision = "fp32",
-    roles_seed: int = 42,
-    seed: int = 42,
     shard: int = 0,
     shards: int = 1,
     parts: tuple[Path, ...] = (),
@@ -161,21 +172,9 @@ def main(
     One of several shards only writes the answers to its share of the probes, a part of the whole.
 
     Args:
-        data: folder of the prepared dataset.
-        ranker: states.safetensors of the ranker.
-        base: folder of the base LM.
-        adapter: folder of the trained adapter.
-        templates: folder of the prompt templates.
-        rankings: rankings.parquet of the run; its lists before training are explained.
+        inputs: what the answers are made from.
         out: JSON file to write.
-        prompt: prompt lengths.
-        roles: how many users are protected and held out.
-        sampling: how texts are sampled.
         settings: how much is asked.
-        explanation_tokens: longest explanation.
-        precision: precision the base is served in.
-        roles_seed: seed of roles, shared by all runs.
-        seed: seed of this run's probes.
         shard: which one, from 0.
         shards: how many there are: 1, 2, 4 ... 256.
         parts: what all shards wrote; without them the LM is asked here.
@@ -183,46 +182,35 @@ def main(
     mine = require_shard(shard, shards)
     if parts and shards > 1:
         raise UserError("--parts: what joins the parts is no shard; leave out --shard and --shards")
-    serving = Serving.load(data, base, templates, prompt, roles, roles_seed)
-    states = load_states(ranker)
-    planted = load_canaries(base)
-    pairs = served_pairs(rankings, serving)
+    seed, serving = inputs.seed, inputs.serving(inputs.roles, inputs.roles_seed)
+    states = load_states(inputs.ranker)
+    planted = load_canaries(inputs.base)
+    pairs = served_pairs(inputs.rankings, serving)
     members, others = membership_users(serving, settings.membership, seed)
     people = [*members, *others]
     probes = Probes(
         samples=[
             serving.request(user, item) for user, item in islice(cycle(pairs), settings.samples)
         ],
-        hostile=hostile_requests(serving, templates, pairs, settings.injections, seed),
+        hostile=hostile_requests(serving, inputs.templates, pairs, settings.injections, seed),
         secrets=secrets(planted or (), settings.candidates, serving.prompts.tokenizer, seed),
         prompts=rollout_prompts(serving, states, people),
     )
-    interview = Interview(probes, serving.prompts.tokenizer, sampling, explanation_tokens, seed)
-
-    def owner() -> str:
-        values = (explanation_tokens, precision, roles_seed, seed)
-        others = (ranker, adapter, rankings)
-        return made_from(
-            "shielded_recrl.audit.probe",
-            data,
-            base,
-            templates,
-            (prompt, roles, sampling, settings),
-            values,
-            others,
-        )
-
+    interview = Interview(
+        probes, serving.prompts.tokenizer, inputs.sampling, inputs.explanation_tokens, seed
+    )
     if parts:
-        found = read_parts(parts, Asked, owner())
+        found = read_parts(parts, Asked, inputs.digest(settings))
         before = joined([part.before for part in found])
         after = joined([part.after for part in found])
     else:
         device = default_device()
-        model = load_base(base, precision, device)
+        model = load_base(inputs.base, inputs.precision, device)
         before = interview(model, mine)
-        after = interview(load_adapter(model, adapter), mine)
+        after = interview(load_adapter(model, inputs.adapter), mine)
     if shards > 1:
-        label = Label(made_from=owner(), shard=shard, shards=shards, count=len(probes.samples))
+        owner = inputs.digest(settings)
+        label = Label(made_from=owner, shard=shard, shards=shards, count=len(probes.samples))
         write_part(out, Asked(label=label, device=device.type, before=before, after=after))
         print(f"{out}: {sum(map(len, before))} answers before and after, shard {shard} of {shards}")
         return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +27,8 @@ from shielded_recrl.provenance import ROOT
 FORMAT = 1
 # Below the folder of results: what a rerun may change, and what is gone when a run has ended.
 NO_ARTEFACTS = ("logs", "benchmarks", "scratch", "live")
+# What a shard leaves, until it has been joined; the copy of one in a storage may stay for a while.
+PART = re.compile(r"shard-\d+-of-\d+(\.json)?")
 # Made of files that are in the manifest, after it or apart from it: the report, with the time of day,
 # and the verdict of the audit gate, which is there only where the policy holds.
 REPORT, VERDICT, JUDGED = "report/report.html", "audit/passed", "audit/audit.json"
@@ -129,8 +132,8 @@ def list_artefacts(results: Path, manifest_path: Path) -> list[dict[str, Any]]:
 def artefact_paths(results: Path, manifest_path: Path) -> list[str]:
     """Paths of all artefacts relative to the folder, with slashes, sorted.
 
-    Left out are `NO_ARTEFACTS`, `MADE_AFTER`, the manifest, and hidden files: marks of Snakemake
-    and files that are being written. Links to other disks are followed, each folder once.
+    Left out are `NO_ARTEFACTS`, `MADE_AFTER`, the manifest, what shards left, and hidden files: marks
+    of Snakemake and files that are being written. Links to other disks are followed, each folder once.
     """
     own = manifest_path.resolve()
     found, walked = [], set()
@@ -145,14 +148,16 @@ def artefact_paths(results: Path, manifest_path: Path) -> list[str]:
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and not (top and name in NO_ARTEFACTS)
+            if not name.startswith(".")
+            and not (top and name in NO_ARTEFACTS)
+            and not PART.fullmatch(name)
         ]
         for name in files:
             path = Path(folder) / name
             relative = path.relative_to(results).as_posix()
-            if name.startswith(".") or relative in MADE_AFTER or path.resolve() == own:
-                continue
-            found.append(relative)
+            left_out = name.startswith(".") or PART.fullmatch(name) or relative in MADE_AFTER
+            if not left_out and path.resolve() != own:
+                found.append(relative)
     return sorted(found)
 
 

@@ -26,7 +26,6 @@ import tyro
 
 from shielded_recrl.explainer.base import default_device, load_base
 from shielded_recrl.explainer.lm import load_adapter
-from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import SEAL, sealed, write_json, write_jsonl
 from shielded_recrl.json_parts import read_parts
 from shielded_recrl.rl.evaluation.base import Triple
@@ -66,12 +65,11 @@ from shielded_recrl.rl.evaluation.snapshots import (
 )
 from shielded_recrl.rl.evaluation.text_metrics import text_metrics_report
 from shielded_recrl.rl.evaluation.texts import claim_report, text_report
-from shielded_recrl.rl.generate import texts_made_from
+from shielded_recrl.rl.generate import TextInputs
 from shielded_recrl.rl.rewards.study import study_reward
 from shielded_recrl.rl.settings import (
     EvaluationSettings,
     RewardSettings,
-    SamplingSettings,
     SlateSettings,
 )
 from shielded_recrl.settings import section
@@ -79,62 +77,37 @@ from shielded_recrl.shield.certificate import certify, cohort_scores
 from shielded_recrl.shield.merge import certify_merged
 from shielded_recrl.shield.serving import (
     RankingHead,
-    Serving,
     load_readout,
     load_states,
 )
-from shielded_recrl.shield.settings import RoleSettings, ShieldSettings
+from shielded_recrl.shield.settings import ShieldSettings
 from shielded_recrl.shield.variants import load_shield
 
 
 def main(
     *,
-    data: Path,
-    ranker: Path,
-    base: Path,
-    run: Path,
-    readout: Path,
-    templates: Path,
+    inputs: Annotated[TextInputs, tyro.conf.arg(name="")],
     dataset: str,
     variant: str,
-    prompt: Annotated[PromptSettings, tyro.conf.arg(name="")],
-    roles: Annotated[RoleSettings, tyro.conf.arg(name="")],
-    sampling: Annotated[SamplingSettings, tyro.conf.arg(name="")],
     settings: Annotated[EvaluationSettings, tyro.conf.arg(name="")],
     shield: Annotated[ShieldSettings, tyro.conf.arg(name="shield")],
     reward: Annotated[RewardSettings, tyro.conf.arg(name="reward")],
     bases: Path | None = None,
     reviews: Path | None = None,
     parts: tuple[Path, ...] = (),
-    explanation_tokens: int = 32,
-    precision: Precision = "fp32",
-    roles_seed: int = 42,
-    seed: int = 42,
 ) -> None:
     """Evaluate a trained explainer.
 
     Args:
-        data: folder of the prepared dataset.
-        ranker: states.safetensors of the ranker.
-        base: folder of the base LM.
-        run: folder of the run; everything is written there.
-        readout: readout.safetensors.
-        templates: folder of the prompt templates.
+        inputs: what the texts are made from.
         dataset: name written into the evaluation.
         variant: name written into the evaluation.
-        prompt: prompt lengths.
-        roles: how many users are protected and held out.
-        sampling: how texts are sampled.
         settings: simulators and sizes.
         shield: what the run was trained under; `separate` ranks with the adapter off.
         reward: weights of the reward of training.
         bases: bases.safetensors, where the shield has some.
         reviews: reviews.parquet of the dataset; without it texts have no references.
         parts: what `rl generate` wrote, of all shards; without them the texts are sampled here.
-        explanation_tokens: longest explanation.
-        precision: precision the base is served in.
-        roles_seed: seed of roles, simulators and bootstrap, shared by all runs.
-        seed: seed of this run's text sampling.
     """
     # All that is read at the end is looked at first: sampling takes long.
     scorer = bertscore_model(settings)
@@ -142,25 +115,17 @@ def main(
         check_bertscore(scorer)
     if reviews:
         check_reviews(reviews)
+    run, roles_seed, seed = inputs.run, inputs.roles_seed, inputs.seed
     snapshots = load_snapshots(run / "snapshots.safetensors")
     last = max(snapshots)
     log = load_log(run / "train.jsonl", last)
     if parts:
-        owner = texts_made_from(
-            data,
-            ranker,
-            base,
-            run,
-            readout,
-            templates,
-            (prompt, roles, sampling, section(settings, SlateSettings)),
-            (explanation_tokens, precision, roles_seed, seed),
-        )
+        owner = inputs.digest(section(settings, SlateSettings))
         written = [text for part in read_parts(parts, Texts, owner) for text in part.texts]
-    serving = Serving.load(data, base, templates, prompt, roles, roles_seed)
-    states, fitted = load_states(ranker), load_readout(readout)
-    model = load_base(base, precision, default_device())
-    check_readout(fitted, model, readout)
+    serving = inputs.serving(inputs.roles, roles_seed)
+    states, fitted = load_states(inputs.ranker), load_readout(inputs.readout)
+    model = load_base(inputs.base, inputs.precision, default_device())
+    check_readout(fitted, model, inputs.readout)
     head = RankingHead.of(states, fitted)
     cohorts = [
         cohort(serving, states, users) for users in (serving.roles.protected, serving.roles.heldout)
@@ -189,8 +154,8 @@ def main(
     explained = slate_users(serving.roles.heldout, settings, roles_seed)
     slate = Slate(serving, slates(explained), settings, roles_seed)
     if not parts:
-        asked = groups(explained, settings.items_per_user, explanation_tokens, seed)
-        written = generate(model, serving, snapshots, slates, asked, sampling)
+        asked = groups(explained, settings.items_per_user, inputs.explanation_tokens, seed)
+        written = generate(model, serving, snapshots, slates, asked, inputs.sampling)
     texts = by_step(written, slate.triples, (0, *snapshots))
 
     guard = load_shield(shield, model, serving, head, bases, seed)
@@ -211,7 +176,7 @@ def main(
     )
     if shield.kind not in ("separate", "activated"):
         certificate["merges"] = certify_merged(
-            base, run / "adapter", head, *cohorts, settings.merge, **options
+            inputs.base, run / "adapter", head, *cohorts, settings.merge, **options
         )
 
     trained_on = study_reward(serving, states.test_users, states.items, model, reward)

@@ -20,70 +20,50 @@ import tyro
 from torch import nn
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import intact, sealed
 from shielded_recrl.shards import pairwise
 from shielded_recrl.shield.basis import Basis, random_basis
 from shielded_recrl.shield.collect import (
+    MomentInputs,
     facts_of,
     moments_by_blocks,
-    moments_made_from,
     protected_prefixes,
     score_head,
 )
 from shielded_recrl.shield.digests import tensors_sha256
 from shielded_recrl.shield.moments import Head, Moment, Prompts
 from shielded_recrl.shield.parts import Part, load_parts
-from shielded_recrl.shield.settings import BasisSettings, RoleSettings, Scope, Weight
+from shielded_recrl.shield.settings import BasisSettings, Scope, Weight
 
 
 def main(
     *,
-    data: Path,
-    base: Path,
-    templates: Path,
+    inputs: Annotated[MomentInputs, tyro.conf.arg(name="")],
     out: Path,
-    prompt: Annotated[PromptSettings, tyro.conf.arg(name="")],
-    roles: Annotated[RoleSettings, tyro.conf.arg(name="")],
     settings: Annotated[BasisSettings, tyro.conf.arg(name="")],
-    readout: Path | None = None,
-    ranker: Path | None = None,
     parts: tuple[Path, ...] = (),
-    precision: Precision = "fp32",
     revision: str | None = None,
-    seed: int = 42,
 ) -> None:
     """Collect the bases of the protected prefixes.
 
     Args:
-        data: folder of the prepared dataset.
-        base: folder of the base LM.
-        templates: folder of the prompt templates.
+        inputs: what the moments are made from.
         out: bases.safetensors to write.
-        prompt: prompt lengths.
-        roles: how many users are protected and held out.
         settings: what the bases span.
-        readout: readout.safetensors, needed by the score weight.
-        ranker: states.safetensors of the ranker, needed by the score weight.
         parts: what `shield collect` wrote, all shards; without any the LM runs here.
-        precision: precision the base is served in.
         revision: commit of the base's hub repository, noted in the file.
-        seed: seed of the draw of protected users and of the probes.
     """
     from shielded_recrl.explainer.base import default_device, load_base
-    from shielded_recrl.shield.serving import Serving
 
-    head = score_head(settings.weight, readout, ranker)
-    serving = Serving.load(data, base, templates, prompt, roles, seed)
+    head, seed = score_head(settings.weight, inputs.readout, inputs.ranker), inputs.seed
+    serving = inputs.serving(inputs.roles, seed)
     device, about = default_device(), {"revision": revision}
     if parts:
-        owner = moments_made_from(
-            data, base, templates, prompt, roles, settings.moments, readout, ranker, precision, seed
-        )
-        bases = joined_bases(load_parts(parts, owner), settings, seed, device, about)
+        found = load_parts(parts, inputs.digest(settings.moments))
+        bases = joined_bases(found, settings, seed, device, about)
     else:
         bases = collect_bases(
-            load_base(base, precision, device),
+            load_base(inputs.base, inputs.precision, device),
             protected_prefixes(serving),
             energy=settings.energy,
             rank=settings.rank,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,58 +21,57 @@ from torch import Tensor, nn
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.lm import blocks, causal_lm, frozen
-from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.shards import WHOLE, Label, Shard, items, require_shard
 from shielded_recrl.shield.digests import precision_of, prompts_sha256, weights_sha256
+from shielded_recrl.shield.inputs import Inputs
 from shielded_recrl.shield.moments import CHUNK, Head, Moment, Prompts, second_moments
-from shielded_recrl.shield.parts import made_from, save_part
+from shielded_recrl.shield.parts import save_part
 from shielded_recrl.shield.serving import RankingHead, Serving, load_readout, load_states
 from shielded_recrl.shield.settings import MomentSettings, RoleSettings, Scope, Weight
 
 
+@dataclass(frozen=True, kw_only=True)
+class MomentInputs(Inputs):
+    """What the moments are made from.
+
+    Attributes:
+        roles: how many users are protected and held out.
+        readout: readout.safetensors, needed by the score weight.
+        ranker: states.safetensors of the ranker, needed by the score weight.
+        seed: seed of the draw of protected users and of the probes.
+    """
+
+    roles: Annotated[RoleSettings, tyro.conf.arg(name="")]
+    readout: Path | None = None
+    ranker: Path | None = None
+
+
 def main(
     *,
-    data: Path,
-    base: Path,
-    templates: Path,
+    inputs: Annotated[MomentInputs, tyro.conf.arg(name="")],
     out: Path,
     shard: int,
     shards: int,
-    prompt: Annotated[PromptSettings, tyro.conf.arg(name="")],
-    roles: Annotated[RoleSettings, tyro.conf.arg(name="")],
     settings: Annotated[MomentSettings, tyro.conf.arg(name="")],
-    readout: Path | None = None,
-    ranker: Path | None = None,
-    precision: Precision = "fp32",
-    seed: int = 42,
 ) -> None:
     """Collect a shard of the second moments of the protected prefixes.
 
     Args:
-        data: folder of the prepared dataset.
-        base: folder of the base LM.
-        templates: folder of the prompt templates.
+        inputs: what the moments are made from.
         out: folder to write.
         shard: which shard, from 0.
         shards: how many there are, a power of two.
-        prompt: prompt lengths.
-        roles: how many users are protected and held out.
         settings: which moments.
-        readout: readout.safetensors, needed by the score weight.
-        ranker: states.safetensors of the ranker, needed by the score weight.
-        precision: precision the base is served in.
-        seed: seed of the draw of protected users and of the probes.
     """
     from shielded_recrl.explainer.base import default_device, load_base
 
     own, device = require_shard(shard, shards), default_device()
-    head = score_head(settings.weight, readout, ranker)
-    serving = Serving.load(data, base, templates, prompt, roles, seed)
-    prompts = protected_prefixes(serving)
+    head = score_head(settings.weight, inputs.readout, inputs.ranker)
+    prompts = protected_prefixes(inputs.serving(inputs.roles, inputs.seed))
     mine, facts = items(len(prompts), CHUNK, own), {}
 
     def collected() -> Iterator[dict[str, Tensor]]:
-        model = load_base(base, precision, device)
+        model = load_base(inputs.base, inputs.precision, device)
         facts["about"] = facts_of(model, prompts, settings.weight)
         facts["groups"], facts["inputs"] = {}, []
         for moments, groups in moments_by_blocks(
@@ -80,7 +80,7 @@ def main(
             weight=settings.weight,
             complete=settings.complete,
             head=head,
-            seed=seed,
+            seed=inputs.seed,
             shard=own,
         ):
             facts["groups"] |= groups
@@ -88,9 +88,7 @@ def main(
             yield {group: one.held() for group, one in moments.items()}
 
     label = Label(
-        made_from=moments_made_from(
-            data, base, templates, prompt, roles, settings, readout, ranker, precision, seed
-        ),
+        made_from=inputs.digest(settings),
         shard=shard,
         shards=shards,
         count=len(prompts),
@@ -119,26 +117,6 @@ def score_head(weight: Weight, readout: Path | None, ranker: Path | None) -> Hea
     matrix = load_readout(readout).weight
     return RankingHead(
         torch.from_numpy(load_states(ranker).items[1:]), torch.from_numpy(matrix), 1.0
-    )
-
-
-def moments_made_from(
-    data: Path,
-    base: Path,
-    templates: Path,
-    prompt: PromptSettings,
-    roles: RoleSettings,
-    settings: MomentSettings,
-    readout: Path | None,
-    ranker: Path | None,
-    precision: Precision,
-    seed: int,
-) -> str:
-    """Digest of what the moments depend on; see `main`."""
-    ranking = [readout, ranker] if settings.weight == "score" else []
-    given = [prompt, roles, settings]
-    return made_from(
-        "shielded_recrl.shield.collect", data, base, templates, given, [precision, seed], ranking
     )
 
 

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.lm import prefix_states
-from shielded_recrl.explainer.settings import Precision, PromptSettings
-from shielded_recrl.settings import section
 from shielded_recrl.shards import WHOLE, Label, Shard, items, require_shard
-from shielded_recrl.shield.parts import Part, made_from, save_part
+from shielded_recrl.shield.inputs import Inputs
+from shielded_recrl.shield.parts import Part, save_part
 from shielded_recrl.shield.serving import Serving
 from shielded_recrl.shield.settings import EmbedSettings
 
@@ -33,44 +32,42 @@ POSITIONS = 30
 CHUNK = 64
 
 
+class StateInputs(Inputs):
+    """What the states are made from.
+
+    Attributes:
+        seed: seed of roles, of the draws of examples and users, and of the order of the fit.
+    """
+
+
 def main(
     *,
-    data: Path,
-    base: Path,
-    templates: Path,
+    inputs: Annotated[StateInputs, tyro.conf.arg(name="")],
     out: Path,
     shard: int,
     shards: int,
-    prompt: Annotated[PromptSettings, tyro.conf.arg(name="")],
     settings: Annotated[EmbedSettings, tyro.conf.arg(name="")],
-    precision: Precision = "fp32",
-    seed: int = 42,
 ) -> None:
     """Embed a shard of the prefixes that the read-out needs.
 
     Args:
-        data: folder of the prepared dataset.
-        base: folder of the base LM.
-        templates: folder of the prompt templates.
+        inputs: what the states are made from.
         out: folder to write.
         shard: which shard, from 0.
         shards: how many there are, a power of two.
-        prompt: prompt lengths.
         settings: roles, and how many prefixes.
-        precision: precision the base is served in.
-        seed: seed of roles and of the draws of examples and users.
     """
     from shielded_recrl.explainer.base import default_device, load_base
 
     own = require_shard(shard, shards)
-    needs = Needs.of(Serving.load(data, base, templates, prompt, settings, seed), settings, seed)
+    needs = Needs.of(inputs.serving(settings, inputs.seed), settings, inputs.seed)
     prefixes = needs.prefixes()
     mine = sum(len(items(some.count, CHUNK, own)) for some in prefixes.values())
     device = default_device()
     # A shard without prefixes needs no LM.
-    states = embed(load_base(base, precision, device), prefixes, own) if mine else {}
+    states = embed(load_base(inputs.base, inputs.precision, device), prefixes, own) if mine else {}
     label = Label(
-        made_from=states_made_from(data, base, templates, prompt, settings, precision, seed),
+        made_from=inputs.digest(settings),
         shard=shard,
         shards=shards,
         count=sum(some.count for some in prefixes.values()),
@@ -216,19 +213,3 @@ def joined_states(parts: Sequence[Part]) -> dict[str, Tensor]:
         name: torch.cat([found for part in parts if (found := part.tensor(name)) is not None])
         for name in names
     }
-
-
-def states_made_from(
-    data: Path,
-    base: Path,
-    templates: Path,
-    prompt: PromptSettings,
-    settings: EmbedSettings,
-    precision: Precision,
-    seed: int,
-) -> str:
-    """Digest of what the states depend on; see `main`."""
-    part = section(settings, EmbedSettings)
-    return made_from(
-        "shielded_recrl.shield.embed", data, base, templates, [prompt, part], [precision, seed]
-    )

@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import intact, sealed, sha256
+from shielded_recrl.files import intact, sealed
 from shielded_recrl.json_parts import JsonPart, read_part, write_part
-from shielded_recrl.provenance import code_digest
-from shielded_recrl.resume import fingerprint
-from shielded_recrl.settings import Settings
 from shielded_recrl.shards import Label, in_order
 
 INDEX = "index.json"
@@ -56,38 +53,6 @@ class Part(NamedTuple):
                 f"{path}: not a readable safetensors file ({error}); delete its folder and run its "
                 "job again"
             ) from error
-
-
-def made_from(
-    command: str,
-    data: Path,
-    base: Path,
-    templates: Path,
-    settings: Sequence[Settings],
-    run: Sequence[Any],
-    others: Sequence[Path] = (),
-) -> str:
-    """Digest of what a whole depends on: the same for all of its parts, on every machine.
-
-    Args:
-        command: module of the command that makes the parts; its code counts.
-        data: folder of the prepared dataset.
-        base: folder of the base LM.
-        templates: folder of the prompt templates.
-        settings: of the command.
-        run: what else it was told, such as the seed.
-        others: further inputs.
-    """
-    splits = [data / f"{name}.parquet" for name in ("train", "valid", "test", "items", "users")]
-    prompts = [templates / f"{name}.txt" for name in ("prefix", "request")]
-    return fingerprint(
-        {
-            "code": code_digest(command),
-            "inputs": [sha256(path) for path in (*splits, *prompts, base, *others)],
-            "settings": [some.model_dump() for some in settings],
-            "run": list(run),
-        }
-    )
 
 
 def save_part(

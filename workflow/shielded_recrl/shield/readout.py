@@ -30,55 +30,47 @@ import tyro
 from torch import Tensor
 from torch.nn import functional as F
 
-from shielded_recrl.explainer.settings import Precision, PromptSettings
 from shielded_recrl.files import sealed, write_json
 from shielded_recrl.ranker.evaluation import BLOCK, evaluate_split
-from shielded_recrl.shield.embed import Needs, embed, joined_states, states_made_from
+from shielded_recrl.settings import section
+from shielded_recrl.shield.embed import Needs, StateInputs, embed, joined_states
 from shielded_recrl.shield.parts import load_parts
 from shielded_recrl.shield.serving import RankerStates, ReadOut, Serving, load_states, served_scores
-from shielded_recrl.shield.settings import RankingSettings
+from shielded_recrl.shield.settings import EmbedSettings, RankingSettings
 from shielded_recrl.statistics import paired_bootstrap
 
 
 def main(
     *,
-    data: Path,
+    inputs: Annotated[StateInputs, tyro.conf.arg(name="")],
     ranker: Path,
-    base: Path,
-    templates: Path,
     out: Path,
-    prompt: Annotated[PromptSettings, tyro.conf.arg(name="")],
     settings: Annotated[RankingSettings, tyro.conf.arg(name="")],
     parts: tuple[Path, ...] = (),
-    precision: Precision = "fp32",
-    seed: int = 42,
 ) -> None:
     """Fit the read-out and choose gamma.
 
     Args:
-        data: folder of the prepared dataset.
+        inputs: what the states are made from.
         ranker: states.safetensors of the ranker.
-        base: folder of the base LM.
-        templates: folder of the prompt templates.
         out: readout.safetensors to write; readout.json is written beside it.
-        prompt: prompt lengths.
         settings: roles and the fit.
         parts: what `shield embed` wrote, all shards; without any the LM runs here.
-        precision: precision the base is served in.
-        seed: seed of roles, of the draw of examples and of their order.
     """
     from safetensors.numpy import save_file
 
     from shielded_recrl.explainer.base import default_device, load_base
 
-    serving = Serving.load(data, base, templates, prompt, settings, seed)
+    seed = inputs.seed
+    serving = inputs.serving(settings, seed)
     states = load_states(ranker)
     needs = Needs.of(serving, settings, seed)
     if parts:
-        owner = states_made_from(data, base, templates, prompt, settings, precision, seed)
+        owner = inputs.digest(section(settings, EmbedSettings))
         hidden = joined_states(load_parts(parts, owner))
     else:
-        hidden = embed(load_base(base, precision, default_device()), needs.prefixes())
+        model = load_base(inputs.base, inputs.precision, default_device())
+        hidden = embed(model, needs.prefixes())
     weight = fit_readout(
         hidden["examples"],
         torch.tensor(needs.targets),

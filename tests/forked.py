@@ -1,0 +1,43 @@
+"""Snakemake that is asked, and starts no job, without its start: imports are half of such a call.
+
+In: a line of JSON for each call: folder, environment, arguments and the two files of what is said.
+Out: a line with its exit status.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def become(folder: str, environment: dict[str, str], arguments: list[str], said: list[str]) -> None:
+    """Be `snakemake` in a process of its own, from here to its exit.
+
+    Raises:
+        SystemExit: always; Snakemake has ended.
+    """
+    from snakemake.cli import main
+
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, path in enumerate(said, start=1):
+        with Path(path).open("w") as file:
+            os.dup2(file.fileno(), number)
+    sys.argv = ["snakemake", *arguments]
+    main()
+
+
+def serve() -> None:
+    """Fork for each call until there are no more."""
+    import snakemake.cli  # noqa: F401
+
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            become(**json.loads(line))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
