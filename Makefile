@@ -7,13 +7,14 @@ CORES ?= all
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m
 REPORT := results/report/report.html
+DIALOGUE := results/dialogue/report
 # One thread is best for an LM as small as the embedded one.
 THREADS ?= 1
 # What doctor checks the machine against: one or more config files.
 CONFIG ?= config/full.yaml
 RLHF := OMP_NUM_THREADS=$(THREADS) $(RUN) shielded_recrl.rl --overwrite True
 
-.PHONY: help results report gate explain verify pod-setup doctor pack unpack train_smoke train_quick train_full tensorboard env dev check test lint format schema licences lock clean
+.PHONY: help results report dialogue gate explain verify pod-setup doctor pack unpack train_smoke train_quick train_full tensorboard env dev check test lint format schema licences lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -36,6 +37,13 @@ $(REPORT): results/manifest.json
 
 results/manifest.json:
 	@echo "$@: no such file; run make results first" >&2 && exit 1
+
+dialogue: env ## dialogues: emotions, recommender, responses, critic and RL on embedded data
+	$(RUN) snakemake --cores $(CORES) --scheduler greedy --quiet reason host -- $(DIALOGUE)/comparison.html
+	@echo
+	@echo "report   $(DIALOGUE)/comparison.html (open it in a browser)"
+	@echo "samples  $(DIALOGUE)/samples.md"
+	@echo "next     $(BIN)/python -m shielded_recrl.dialogue samples --help"
 
 gate: env ## fail where a gated variant breaks resources/policy.yaml
 	$(RUN) snakemake --cores $(CORES) --scheduler greedy --quiet reason host -- results/audit/passed

@@ -18,6 +18,7 @@ include: "rules/explainer.smk"
 include: "rules/shield.smk"
 include: "rules/rl.smk"
 include: "rules/audit.smk"
+include: "rules/dialogue.smk"
 include: "rules/report.smk"
 
 
@@ -27,6 +28,7 @@ localrules:
     download,
     fetch,
     make_world,
+    make_dialogues,
     summarise_audits,
     gate,
     aggregate,
@@ -35,6 +37,7 @@ localrules:
     pages,
     model_card,
     manifest,
+    report_dialogue,
 
 
 wildcard_constraints:

@@ -12,6 +12,13 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 from shielded_recrl import provenance
 from shielded_recrl.config import load_config
 from shielded_recrl.audit.settings import ScorerSettings
+from shielded_recrl.dialogue.settings import (
+    AnnotateSettings,
+    CriticTrainingSettings,
+    EmotionTrainSettings,
+    ResponsePromptSettings,
+)
+from shielded_recrl.dialogue.study import DialogueStudy
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import PromptSettings
 from shielded_recrl.files import remove_partial, sha256
@@ -30,6 +37,7 @@ except UserError as error:
 
 DOWNLOADS = yaml.safe_load(Path(workflow.basedir, "resources/checksums.yaml").read_text())
 STUDY = Study(CONFIG, DOWNLOADS)
+BRANCH = DialogueStudy(CONFIG.dialogue, STUDY)
 prepare_environment(os.environ, CONFIG.resources.loggers)
 
 STORAGE = workflow.storage_settings.default_storage_provider
@@ -124,6 +132,32 @@ def base_folder(wildcards, input):
     """Folder of the base LM: what a rule made, or the user's own, which is used in place."""
     folder = STUDY.base_of(wildcards)
     return input.base[0] if STUDY.made(folder) else folder
+
+
+def tables_folder(wildcards, input):
+    """Folder of the prepared dialogues."""
+    return os.path.dirname(input.tables[0])
+
+
+def emotion_model(inputs, flag):
+    """Folder of the emotion classifier as a flag, where one labels."""
+    return f"--{flag} {os.path.dirname(inputs.model)}" if "model" in inputs.keys() else ""
+
+
+def model_folder(folder, files):
+    """Folder of a model: what a rule made, or the user's own, which is used in place."""
+    return files[0] if STUDY.made(folder) else folder
+
+
+def response_base(wildcards, input):
+    """Folder of the base LM of responses."""
+    return model_folder(BRANCH.base_folder(), input.base)
+
+
+def critic_encoder(wildcards, input):
+    """The critic's pretrained encoder as a flag, if there is one."""
+    folder = BRANCH.encoder_folder()
+    return f"--encoder {model_folder(folder, input.encoder)}" if folder else ""
 
 
 def folders(paths):

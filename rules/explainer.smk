@@ -51,7 +51,7 @@ rule fetch:
         mem_mb=grown(1000),
     params:
         hub=lambda w: w.repository.replace("--", "/"),
-        revision=lambda w: STUDY.revisions()[w.repository],
+        revision=lambda w: (STUDY.revisions() | BRANCH.revisions())[w.repository],
     message:
         "Download {params.hub} at {params.revision}"
     shell:

@@ -157,6 +157,14 @@ def test_configs_of_the_tests_load(name):
         ),
         ({"explainer": {"base": HUB, "revision": "main"}}, "explainer.revision: String should"),
         (
+            {"dialogue": {"response": {"base": HUB}}},
+            f"dialogue.response.revision: hub id '{HUB}' needs the 40-digit commit",
+        ),
+        (
+            {"dialogue": {"critic": {"encoder": HUB}}},
+            f"dialogue.critic.encoder_revision: hub id '{HUB}' needs the 40-digit commit",
+        ),
+        (
             {"variants": {"shielded": {}, "hub": {"explainer": {"base": HUB}}}, "study": []},
             f"variants.hub.explainer.revision: hub id '{HUB}' needs the 40-digit commit",
         ),

@@ -80,7 +80,10 @@ def other(name, field, value):
         (inner,) = [kind for kind in arguments if kind is not type(None)]
         return st.none() | plain(inner, bounds)
     if typing.get_origin(annotation) is tuple:
-        return st.lists(plain(arguments[0], bounds), min_size=1, max_size=4).map(tuple)
+        most = min(
+            [4, *(rule.max_length for rule in field.metadata if hasattr(rule, "max_length"))]
+        )
+        return st.lists(plain(arguments[0], bounds), min_size=1, max_size=most).map(tuple)
     return plain(annotation, bounds)
 
 

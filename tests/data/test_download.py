@@ -397,9 +397,9 @@ def test_no_web_address(command, tmp_path, url):
 
 def test_checksums_are_well_formed():
     listed = yaml.safe_load((ROOT / "resources" / "checksums.yaml").read_text())
-    assert set(listed) == {"books-2014", "books-2023", "ml25m", "steam"}
+    assert set(listed) == {"books-2014", "books-2023", "goemotions", "ml25m", "redial", "steam"}
     for files in listed.values():
-        assert 1 <= len(files) <= 2
+        assert 1 <= len(files) <= 3
         for name, entry in files.items():
             assert {"url", "license"} < set(entry)
             assert set(entry) <= {"url", "bytes", "max_bytes", "sha256", "md5", "license"}

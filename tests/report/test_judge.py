@@ -1,90 +1,33 @@
 """The language model as judge, against a server that answers as an OpenAI-compatible one does."""
 
-import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chat_server import completion, listening
 from human_texts import fill, preferring, write_run
+from shielded_recrl import chat
+from shielded_recrl.chat import check_address, quoted
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json, read_jsonl
 from shielded_recrl.report import judge
 from shielded_recrl.report.human import score, sheet
 from shielded_recrl.report.human.key import read_key
 from shielded_recrl.report.human.settings import ScoreSettings, SheetSettings
-from shielded_recrl.report.judge import JudgeSettings, check_address, main, quoted
+from shielded_recrl.report.judge import JudgeSettings, main
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "sk-planted-0123456789abcdef"
 ORDER = ["shielded", "no_proj"]
-
-
-def completion(words):
-    """A chat completion as OpenAI's API writes it."""
-    return {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": words},
-                "finish_reason": "stop",
-            }
-        ],
-    }
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Notes what is asked, and answers as `server.reply` decides: status, headers, body."""
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, dict(self.headers), body))
-        # Some tests are about a client that hangs up.
-        with contextlib.suppress(ConnectionError):
-            self.say(*self.server.reply(body))
-
-    def say(self, status, headers, answer):
-        raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        if not self.server.pause:
-            return self.wfile.write(raw)
-        for byte in raw:
-            self.wfile.write(bytes([byte]))
-            time.sleep(self.server.pause)
-
-    do_GET = do_POST
-
-    def log_message(self, *_):
-        """The test's output is that of the command alone."""
-
-
-@contextlib.contextmanager
-def listening():
-    """A server on a free port of this machine."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
-        serving.asked, serving.pause = [], 0
-        thread = threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        serving.url = f"http://127.0.0.1:{serving.server_address[1]}/v1"
-        yield serving
-        serving.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -249,7 +192,7 @@ def test_bodies_that_are_no_completion_are_invalid_and_asked_again(study, server
 
 def test_too_many_requests_are_waited_for(study, server, capsys, monkeypatch):
     waits = []
-    monkeypatch.setattr(judge.time, "sleep", waits.append)
+    monkeypatch.setattr(chat.time, "sleep", waits.append)
     honest = reader(study)
     refusals = iter([(429, {"Retry-After": "7"}), (503, {}), (500, {})])
 

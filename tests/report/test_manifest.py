@@ -46,6 +46,7 @@ LEFT_OUT = [
     "rl/books/.evaluation.json.12ab.partial",
     "rl/books/shielded/seed-42/texts/shard-1-of-2.json",
     "scratch/rl/state",
+    "dialogue/data/turns.parquet",
     "shield/books/embedded/prompt-72/states/shard-0-of-2/index.json",
 ]
 

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 STEAM = {"study": [{"dataset": "steam", "variants": ["shielded"], "seeds": [1]}]}
 TARGET = "results/data/steam/stats.json"
+# All there is: the study, and the branch apart from it.
+TARGETS = ("results/manifest.json", "results/dialogue/report/comparison.html")
 # Triggers of profiles/runpod: all but the software environment.
 TRIGGERS = ("--rerun-triggers", "mtime", "params", "input", "code")
 CONDA = """#!/usr/bin/env bash
@@ -84,7 +86,7 @@ def conda(untouched, tmp_path_factory) -> Conda:
 
 
 def test_an_environment_is_made_of_each_file(conda):
-    conda.run("--conda-create-envs-only")
+    conda.run(*TARGETS, "--conda-create-envs-only")
     # Nothing of this study is downloaded.
     wanted = [path.read_text() for path in ROOT.glob("envs/*.yaml") if path.stem != "download"]
     assert sorted(conda.environments().values()) == sorted(wanted)

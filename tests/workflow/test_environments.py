@@ -23,6 +23,7 @@ OPTIONAL = {
     ("audit", "huggingface_hub"): "a scorer beside the embedded one; without it one line says so",
     ("audit", "torch"): "a scorer beside the embedded one; without it one line says so",
     ("audit", "transformers"): "a scorer beside the embedded one; without it one line says so",
+    ("dialogue", "wandb"): "of resources.loggers, off by default; without it one line says so",
     ("rl", "huggingface_hub"): "downloads a scorer for `audit score`; transformers brings it along",
     ("rl", "bert_score"): "of evaluation.bertscore, off by default; without it one line says so",
     ("rl", "vllm"): "of rl.engine, with an environment of its own; without it one line says so",

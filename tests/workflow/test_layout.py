@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ["audit", "data", "explainer", "ranker", "report", "rl", "shield"]
+STAGES = ["audit", "data", "dialogue", "explainer", "ranker", "report", "rl", "shield"]
 RULE = re.compile(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -47,7 +47,7 @@ def test_snakefile_is_a_table_of_contents():
 
 
 def test_there_are_rules_to_look_at():
-    assert len(rules()) == 27
+    assert len(rules()) == 40
 
 
 @pytest.mark.parametrize(("text", "path"), rules())
@@ -102,6 +102,12 @@ def test_gpu_goes_to_rules_that_train_or_generate():
         "evaluate_policy",
         "ask_probes",
         "probe_policy",
+        "pretrain_dialogue",
+        "supervise",
+        "judge_responses",
+        "train_critic",
+        "train_responses",
+        "evaluate_responses",
     }
 
 
@@ -121,6 +127,36 @@ def quoted(copy, path):
 def published(untouched):
     """What a run at the published scale would do."""
     return untouched.plan(config="config/full.yaml")
+
+
+@pytest.mark.slow
+class TestDialogues:
+    """The branch is apart from the default target."""
+
+    REPORT = "results/dialogue/report/comparison.html"
+
+    def test_every_rule_runs_once_and_nothing_of_the_study(self, untouched):
+        plan = untouched.plan(self.REPORT, config=None)
+        text = (ROOT / "rules/dialogue.smk").read_text()
+        assert plan.rules == dict.fromkeys((name for name, _ in RULE.findall(text)), 1)
+
+    def test_published_files_and_models_are_fetched(self, untouched):
+        changes = {
+            "dialogue": {
+                "data": {"source": "download"},
+                "emotions": {"goemotions": "download"},
+                "response": {"base": "org/lm", "revision": "0" * 40},
+                "critic": {"encoder": "org/encoder", "encoder_revision": "1" * 40},
+                "seeds": [1, 2],
+            }
+        }
+        plan = untouched.plan(self.REPORT, changes=changes)
+        assert {rule: plan.rules[rule] for rule in ("download", "fetch", "train_responses")} == {
+            "download": 4,
+            "fetch": 2,
+            "train_responses": 2,
+        }
+        assert {"make_dialogues", "pretrain_dialogue"}.isdisjoint(plan.rules)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from shielded_recrl.audit.settings import AuditSettings, ProbeSettings
 from shielded_recrl.data.settings import DATASETS, EDITIONS, DatasetSettings, WorldSettings
+from shielded_recrl.dialogue.settings import DialogueSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import ExplainerSettings
 from shielded_recrl.machine import ResourceSettings
@@ -104,6 +105,9 @@ class Config(Settings):
     audit: AuditSettings = Field(AuditSettings(), description="Audits.")
     probe: ProbeSettings = Field(ProbeSettings(), description="What audits ask the LM.")
     report: ReportSettings = Field(ReportSettings(), description="Table and figures.")
+    dialogue: DialogueSettings = Field(
+        DialogueSettings(), description="The dialogue branch, which `make dialogue` runs."
+    )
     resources: ResourceSettings = Field(ResourceSettings(), description="Machine.")
     variants: dict[str, Variant] = Field(
         {
@@ -179,6 +183,9 @@ class Config(Settings):
                 f"another base has the same folder name {base_name(explainer)!r}; rename one folder "
                 "or use one revision",
             )
+        response, critic = self.dialogue.response, self.dialogue.critic
+        _require_pinned(response.base, response.revision, "dialogue.response.revision")
+        _require_pinned(critic.encoder, critic.encoder_revision, "dialogue.critic.encoder_revision")
         for index, cell in enumerate(self.study):
             key = f"study.{index}"
             _require(
@@ -216,15 +223,9 @@ class Config(Settings):
                 raise ValueError(one_line(error, f"variants.{name}.{section}")) from None
         settings = VariantSettings(**sections)
         explainer = settings.explainer
-        hub = explainer.base != "embedded" and not is_local(explainer.base)
-        _require(
-            not hub or explainer.revision is not None,
-            f"variants.{name}.explainer.revision"
-            if "base" in self.variants[name].explainer
-            else "explainer.revision",
-            f"hub id {explainer.base!r} needs the 40-digit commit it is pinned to "
-            "(a local folder starts with ./, ../ or /)",
-        )
+        own = "base" in self.variants[name].explainer
+        key = f"variants.{name}.explainer.revision" if own else "explainer.revision"
+        _require_pinned(explainer.base, explainer.revision, key)
         shield = settings.shield
         _require(
             "penalty" not in self.variants[name].shield
@@ -284,6 +285,15 @@ def load_config(values: dict[str, Any]) -> Config:
 def _require(condition: bool, key: str, message: str) -> None:
     if not condition:
         raise ValueError(f"{key}: {message}")
+
+
+def _require_pinned(model: str, revision: str | None, key: str) -> None:
+    _require(
+        model == "embedded" or is_local(model) or revision is not None,
+        key,
+        f"hub id {model!r} needs the 40-digit commit it is pinned to "
+        "(a local folder starts with ./, ../ or /)",
+    )
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Text and tables in Markdown pages."""
+"""Text and tables in pages."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,17 @@ def in_cell(text: str) -> str:
     '!&#91;x&#93;(https://host/x.png) of no_proj'
     """
     return MARKUP.sub(_entity, " ".join(text.split()))
+
+
+def plain(text: str) -> str:
+    """Text on one line, without control characters and broken code points.
+
+    >>> plain("two\\n lines\\x07")
+    'two lines'
+    """
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    kept = (char for char in whole if char.isspace() or unicodedata.category(char) != "Cc")
+    return " ".join("".join(kept).split())
 
 
 def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> list[str]:

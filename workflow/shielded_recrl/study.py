@@ -153,19 +153,19 @@ class Study:
     def base_inputs(self, dataset: str, base: str) -> list[str]:
         """The base LM as inputs: the folder that a rule makes, or the files of the user's own."""
         path = self.base_path(dataset, base)
-        return [path] if self.made(path) else self._model_files(path)
+        return [path] if self.made(path) else self.model_files(path)
 
     def bertscore_inputs(self) -> list[str]:
         """Files of the model that BERTScore is computed with."""
         folder = self.config.evaluation.bertscore_model
-        return [] if folder is None else self._model_files(folder)
+        return [] if folder is None else self.model_files(folder)
 
     def scorer_inputs(self) -> list[str]:
         """Files of the audit's scorer where it is a folder; a hub id is pinned to its commit."""
         scorer = self.config.audit.scorer
-        return self._model_files(scorer) if is_local(scorer) else []
+        return self.model_files(scorer) if is_local(scorer) else []
 
-    def _model_files(self, folder: str) -> list[str]:
+    def model_files(self, folder: str) -> list[str]:
         """Files of a model of the user's own, none where the folder is missing.
 
         Snakemake goes by times, and that of a folder stays when a file in it is written anew.

@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.prompts import Item, request_text
 from shielded_recrl.explainer.settings import Precision
 from shielded_recrl.files import named, sealed
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def main(
@@ -44,29 +47,58 @@ def main(
         seed: seed of lora_A.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
 
     from shielded_recrl.explainer.base import load_base, load_tokenizer
     from shielded_recrl.explainer.lm import last_block_linears
 
     model = load_base(base, precision, torch.device("cpu"))
-    torch.manual_seed(seed)
-    adapter = get_peft_model(
+    adapter = new_adapter(
         model,
-        LoraConfig(
-            r=lora_rank,
-            lora_alpha=lora_alpha,
-            lora_dropout=0.0,
-            target_modules="all-linear" if scope == "all" else last_block_linears(model),
-            alora_invocation_tokens=(
-                invocation_tokens(load_tokenizer(base), templates) if activated else None
-            ),
-            task_type="CAUSAL_LM",
-        ),
+        lora_rank,
+        lora_alpha,
+        seed,
+        "all-linear" if scope == "all" else last_block_linears(model),
+        invocation_tokens(load_tokenizer(base), templates) if activated else None,
     )
     with sealed(out) as partial:
         save_adapter(adapter, partial)
     print(f"{out}: LoRA rank {lora_rank}, {adapter.get_nb_trainable_parameters()[0]:,} parameters")
+
+
+def new_adapter(
+    base: nn.Module,
+    rank: int,
+    alpha: int,
+    seed: int,
+    targets: str | list[str] = "all-linear",
+    invocation: list[int] | None = None,
+) -> nn.Module:
+    """A PEFT model with a new LoRA adapter.
+
+    Args:
+        base: a frozen causal LM.
+        rank: of the adapter.
+        alpha: numerator of the LoRA scale alpha / rank.
+        seed: of lora_A.
+        targets: linear layers that are adapted; all of the decoder by default.
+        invocation: tokens that an activated adapter acts from; None acts always.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(
+            base,
+            LoraConfig(
+                r=rank,
+                lora_alpha=alpha,
+                lora_dropout=0.0,
+                target_modules=targets,
+                alora_invocation_tokens=invocation,
+                task_type="CAUSAL_LM",
+            ),
+        )
 
 
 def invocation_tokens(tokenizer, templates: Path) -> list[int]:

@@ -47,7 +47,7 @@ from shielded_recrl.explainer.prompts import (
     request_text,
     short_title,
 )
-from shielded_recrl.explainer.settings import PretrainSettings, PromptSettings
+from shielded_recrl.explainer.settings import PretrainSettings, PromptSettings, SmallLMSettings
 from shielded_recrl.explainer.texts import Style, load_styles, write
 from shielded_recrl.files import sealed
 from shielded_recrl.ranker.data import read_parquet
@@ -314,16 +314,25 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 def new_model(
-    tokenizer: PreTrainedTokenizerFast, settings: PretrainSettings, seed: int
+    tokenizer: PreTrainedTokenizerFast,
+    settings: SmallLMSettings,
+    seed: int,
+    key: str = "explainer.pretrain",
 ) -> LlamaForCausalLM:
     """A Llama with random weights, input and output embeddings tied.
+
+    Args:
+        tokenizer: its vocabulary and special tokens.
+        settings: its size.
+        seed: of the weights.
+        key: what the settings are called in the config.
 
     Raises:
         UserError: the heads do not divide the width.
     """
     if settings.hidden_size % (2 * settings.heads):
         raise UserError(
-            f"explainer.pretrain.heads: {settings.heads} heads of even width do not divide "
+            f"{key}.heads: {settings.heads} heads of even width do not divide "
             f"hidden_size {settings.hidden_size}; choose another number"
         )
     torch.manual_seed(seed)
@@ -345,7 +354,7 @@ def new_model(
 
 
 def train(
-    model: LlamaForCausalLM, stream: Iterator[list[Example]], settings: PretrainSettings
+    model: LlamaForCausalLM, stream: Iterator[list[Example]], settings: SmallLMSettings
 ) -> float:
     """Train in place with AdamW; returns the mean loss of the last tenth of the steps."""
     decayed = [p for p in model.parameters() if p.ndim > 1]

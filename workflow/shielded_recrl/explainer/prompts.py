@@ -130,8 +130,13 @@ class PromptBuilder:
 
 
 def short_title(item: Item) -> str:
-    """The title as it stands in prompts: see `as_data`, bounded."""
-    title = as_data(item.title)
+    """The title as it stands in prompts; see `shortened`."""
+    return shortened(item.title)
+
+
+def shortened(title: str) -> str:
+    """A title as data, see `as_data`, bounded."""
+    title = as_data(title)
     return title if len(title) <= TITLE_CHARACTERS else title[: TITLE_CHARACTERS - 1].rstrip() + "…"
 
 

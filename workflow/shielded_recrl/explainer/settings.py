@@ -9,8 +9,8 @@ from shielded_recrl.settings import Settings
 Precision = Literal["fp32", "bf16", "int8", "nf4"]
 
 
-class PretrainSettings(Settings):
-    """The embedded base LM: a small Llama with its own tokenizer."""
+class SmallLMSettings(Settings):
+    """A small Llama with its own tokenizer, and its training."""
 
     vocabulary: int = Field(1024, ge=300, description="Size of the byte-level BPE vocabulary.")
     hidden_size: int = Field(96, ge=8, description="Width of the LM.")
@@ -19,6 +19,11 @@ class PretrainSettings(Settings):
     steps: int = Field(700, ge=1, description="Training steps.")
     batch_size: int = Field(16, ge=1, description="Examples in a step.")
     learning_rate: float = Field(4e-3, gt=0, description="Peak AdamW learning rate.")
+
+
+class PretrainSettings(SmallLMSettings):
+    """The embedded base LM: a small Llama with its own tokenizer."""
+
     request_weight: float = Field(
         0.3, ge=0, description="Loss weight of a request token (next item); explanations have 1."
     )

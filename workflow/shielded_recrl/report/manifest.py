@@ -25,8 +25,9 @@ from shielded_recrl.files import write_json
 from shielded_recrl.provenance import ROOT
 
 FORMAT = 1
-# Below the folder of results: what a rerun may change, and what is gone when a run has ended.
-NO_ARTEFACTS = ("logs", "benchmarks", "scratch", "live")
+# Below the folder of results: what a rerun may change, what is gone when a run has ended, and the
+# dialogue branch, which runs apart.
+NO_ARTEFACTS = ("logs", "benchmarks", "scratch", "live", "dialogue")
 # What a shard leaves, until it has been joined; the copy of one in a storage may stay for a while.
 PART = re.compile(r"shard-\d+-of-\d+(\.json)?")
 # Made of files that are in the manifest, after it or apart from it: the report, with the time of day,

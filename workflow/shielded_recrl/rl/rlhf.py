@@ -29,12 +29,11 @@ import numpy as np
 import torch
 import tyro
 from pydantic import Field
-from torch import nn
 from transformers import set_seed
 
 from shielded_recrl.errors import UserError, first_line
 from shielded_recrl.explainer.base import default_device, load_base, load_tokenizer
-from shielded_recrl.explainer.init import save_adapter
+from shielded_recrl.explainer.init import new_adapter, save_adapter
 from shielded_recrl.explainer.settings import Precision
 from shielded_recrl.files import sealed, sha256, write_jsonl, write_text
 from shielded_recrl.provenance import code_digest
@@ -122,8 +121,11 @@ def main(*, settings: Annotated[RLHFSettings, tyro.conf.arg(name="")]) -> None:
     # A reward may draw from the global generators; NumPy's takes 32 bits.
     set_seed(settings.seed % 2**32)
     tokenizer = load_tokenizer(base)
-    model = with_adapter(
-        load_base(base, settings.precision, device), settings.lora_rank, settings.seed
+    model = new_adapter(
+        load_base(base, settings.precision, device),
+        settings.lora_rank,
+        2 * settings.lora_rank,
+        settings.seed,
     )
     trainer = PPO(
         model,
@@ -259,24 +261,6 @@ def base_folder(settings: RLHFSettings) -> Path:
     if not folder.is_dir():
         fetch(repository=settings.model, revision=settings.revision, out=folder)
     return folder
-
-
-def with_adapter(base: nn.Module, rank: int, seed: int) -> nn.Module:
-    """A PEFT model with a new LoRA adapter on every linear layer of the decoder (Hu et al. 2022)."""
-    from peft import LoraConfig, get_peft_model
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return get_peft_model(
-            base,
-            LoraConfig(
-                r=rank,
-                lora_alpha=2 * rank,
-                lora_dropout=0.0,
-                target_modules="all-linear",
-                task_type="CAUSAL_LM",
-            ),
-        )
 
 
 class Shuffled:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import tyro
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import write_json, write_text
+from shielded_recrl.markdown import plain
 from shielded_recrl.report.human import pairs
 from shielded_recrl.report.human.key import ANSWERS, Key, Row
 from shielded_recrl.report.human.settings import SheetSettings
@@ -178,17 +178,6 @@ def recommended(row: Row) -> str:
 def shown(text: str) -> str:
     """An explanation as a rater sees it; an empty cell would look like a fault of the sheet."""
     return plain(text) or NO_TEXT
-
-
-def plain(text: str) -> str:
-    """Text on one line, without control characters and broken code points.
-
-    >>> plain("two\\n lines\\x07")
-    'two lines'
-    """
-    whole = text.encode("utf-8", "replace").decode("utf-8")
-    kept = (char for char in whole if char.isspace() or unicodedata.category(char) != "Cc")
-    return " ".join("".join(kept).split())
 
 
 def cell(text: str) -> str:

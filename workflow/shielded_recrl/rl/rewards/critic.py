@@ -126,7 +126,7 @@ class LearnedCritic:
         """
         self._check_frozen()
         inputs = [
-            self._input(prompt, text) for prompt, text in zip(prompts, responses, strict=True)
+            self.encoded(prompt, text) for prompt, text in zip(prompts, responses, strict=True)
         ]
         order = sorted(range(len(inputs)), key=lambda row: len(inputs[row]["input_ids"]))
         logits = torch.empty(len(inputs), len(self.heads))
@@ -135,7 +135,8 @@ class LearnedCritic:
             logits[rows] = self._logits([inputs[row] for row in rows])
         return dict(zip(self.heads, torch.sigmoid(logits).T.contiguous(), strict=True))
 
-    def _input(self, prompt: str, response: str) -> dict[str, list[int]]:
+    def encoded(self, prompt: str, response: str) -> dict[str, list[int]]:
+        """What the encoder reads of a prompt and a response."""
         room = self.max_tokens - self.tokenizer.num_special_tokens_to_add(pair=self.read_prompt)
         bounds = self._bounds(response)
         response = response[: bounds[:room][-1][1]] if bounds else ""

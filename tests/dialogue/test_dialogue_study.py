@@ -1,0 +1,78 @@
+"""Inputs and flags of the dialogue branch."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shielded_recrl.config import load_config
+from shielded_recrl.dialogue.study import DialogueStudy
+from shielded_recrl.study import Study
+
+HUB, COMMIT = "org/lm", "0" * 40
+ROOT = Path(__file__).resolve().parents[2]
+DOWNLOADS = yaml.safe_load((ROOT / "resources/checksums.yaml").read_text())
+
+
+def branch(**dialogue):
+    config = load_config({"dialogue": dialogue})
+    return DialogueStudy(config.dialogue, Study(config, DOWNLOADS))
+
+
+def test_embedded_world_has_its_own_categories():
+    study = branch()
+    assert study.raw_inputs() == {"raw": "results/dialogue/raw"}
+    flags = study.prepare_flags({"raw": "bucket/results/dialogue/raw"})
+    assert flags.startswith("--raw bucket/results/dialogue/raw --train train_data.jsonl ")
+    assert "--genres bucket/results/dialogue/raw/movies.csv --synthetic True" in flags
+
+
+def test_published_files_are_downloaded():
+    study = branch(data={"source": "download"}, emotions={"goemotions": "download"})
+    zipped = "resources/raw/redial/redial_dataset.zip"
+    assert study.raw_inputs() == {"raw": zipped}
+    assert f"--raw {zipped} " in study.prepare_flags({"raw": zipped})
+    files = [f"resources/raw/goemotions/{name}.tsv" for name in ("train", "dev", "test")]
+    assert study.comment_inputs() == files
+    assert study.comment_folder(files) == "resources/raw/goemotions"
+    assert {zipped, *files} <= study.study.fetched
+
+
+def test_files_of_the_users_own(tmp_path):
+    (tmp_path / "train.tsv.gz").touch()
+    (tmp_path / "notes.tsv").touch()
+    given = {"source": "my dialogues", "train": ["a.jsonl"], "genres": "ml/movies.csv"}
+    study = branch(data=given, emotions={"goemotions": str(tmp_path)})
+    names = ("a.jsonl", "test_data.jsonl", "movies_with_mentions.csv")
+    files = [f"my dialogues/{name}" for name in names]
+    assert study.raw_inputs() == {"files": files, "genres": "ml/movies.csv"}
+    flags = study.prepare_flags({"files": files, "genres": "ml/movies.csv"})
+    assert "--raw 'my dialogues' --train a.jsonl " in flags
+    assert "--genres ml/movies.csv --synthetic False" in flags
+    assert study.comment_inputs() == [str(tmp_path / "train.tsv.gz")]
+    assert study.comment_folder(study.comment_inputs()) == str(tmp_path)
+
+
+def test_a_word_list_needs_no_classifier():
+    assert branch().emotion_inputs() == {"model": "results/dialogue/emotion/model.safetensors"}
+    assert branch(emotions={"source": "lexicon"}).emotion_inputs() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("embedded", "results/dialogue/response/base"), (HUB, "resources/models/org--lm")],
+)
+def test_base_that_a_rule_makes(name, folder):
+    study = branch(response={"base": name, "revision": COMMIT if name == HUB else None})
+    assert study.base_folder() == folder
+    assert study.model_inputs(folder) == [folder]
+    assert study.revisions() == ({"org--lm": COMMIT} if name == HUB else {})
+
+
+def test_models_of_the_users_own_are_used_in_place(tmp_path):
+    (tmp_path / "config.json").touch()
+    study = branch(response={"base": str(tmp_path)}, critic={"encoder": str(tmp_path)})
+    assert study.base_folder() == study.encoder_folder() == str(tmp_path)
+    assert study.model_inputs(str(tmp_path)) == [str(tmp_path / "config.json")]
+    assert branch().encoder_folder() is None
+    assert branch().model_inputs(None) == []

@@ -1,0 +1,1 @@
+"""Empathetic recommendation dialogues: emotions, recommender, response LM, critic and RL."""

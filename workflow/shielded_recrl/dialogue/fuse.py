@@ -1,0 +1,96 @@
+"""Stage 1, emotional semantic fusion: learn vectors of items and users from held-out films.
+
+In: prepared dialogues, and emotions of their turns. Out: `model.safetensors` and `report.json`. Each
+film of each train dialogue is held out once and predicted from the turns that do not name it. The
+run stops here where that does not work on the valid split.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from shielded_recrl.dialogue.settings import FusionSettings
+from shielded_recrl.errors import UserError
+from shielded_recrl.files import write_json
+
+
+def main(
+    *,
+    data: Path,
+    out: Path,
+    seed: int,
+    emotions: Path | None = None,
+    settings: Annotated[FusionSettings, tyro.conf.arg(name="")] = FusionSettings(),  # noqa: B008
+) -> None:
+    """Learn vectors of items and users.
+
+    Args:
+        data: folder of prepared dialogues.
+        out: folder to write model.safetensors and report.json to.
+        seed: seed of initial weights, order and dropout.
+        emotions: turns.parquet of `annotate`; None: every film named weighs as if neutral.
+        settings: settings of stage 1.
+    """
+    import torch
+
+    from shielded_recrl.dialogue.contexts import entity_samples
+    from shielded_recrl.dialogue.dialogues import Dialogues
+    from shielded_recrl.dialogue.fusion import Recommender
+    from shielded_recrl.dialogue.recommender_evaluation import (
+        counted_systems,
+        evaluate,
+        trained_system,
+    )
+    from shielded_recrl.dialogue.recommender_files import Trained, digests, read_emotions, save
+    from shielded_recrl.dialogue.recommender_training import Knowledge, Schedule, fit
+
+    dialogues, felt = Dialogues.load(data), read_emotions(emotions)
+    train, valid = (entity_samples(dialogues.split(name), felt) for name in ("train", "valid"))
+    for name, samples in (("train", train), ("valid", valid)):
+        if not samples:
+            raise UserError(
+                f"{data / 'mentions.parquet'}: no dialogue of the {name} split names a film; "
+                "give more dialogues, or a larger dialogue.valid_share"
+            )
+    knowledge = Knowledge.of(dialogues, settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Recommender(knowledge.catalogue, settings.dim, settings.dropout)
+    # No film held out is a repeat.
+    model.repetition.requires_grad_(False)
+    trained = fit(
+        model, knowledge, train, valid, lambda sample: 1.0, Schedule.of(settings), seed, "fuse"
+    )
+    systems = {
+        "fusion": trained_system(model, knowledge),
+        **counted_systems(dialogues.split("train"), knowledge.catalogue),
+    }
+    found = evaluate(systems, valid, "fusion", settings.bootstrap)["new"]
+    report = {
+        **{name: found[name] for name in ("targets", "dialogues", "systems", "ahead_of")},
+        "min_recall": settings.min_recall,
+        "items": knowledge.catalogue.n_items,
+        "words": len(knowledge.catalogue.vocabulary),
+        "held_out": {"train": len(train), "valid": len(valid)},
+        "learned": model.learned(),
+        "history": trained.history,
+        "best_epoch": trained.best_epoch,
+        "emotions": emotions is not None,
+    }
+    recall = report["systems"]["fusion"]["recall@10"]["mean"]
+    if recall < settings.min_recall:
+        raise UserError(
+            f"stage 1 finds {recall:.3f} of the held-out films of the valid split among its first "
+            f"10, less than the {settings.min_recall} of dialogue.fusion.min_recall; train on more "
+            "dialogues or longer, or lower that bound"
+        )
+    inputs = digests(data, emotions)
+    save(out / "model.safetensors", Trained(1, settings, inputs, trained.weights))
+    write_json(out / "report.json", report | {"inputs": inputs})
+    print(
+        f"wrote {out / 'model.safetensors'} and report.json: validation recall@10 {recall:.3f} "
+        f"after epoch {trained.best_epoch}; next: python -m shielded_recrl.dialogue recommend"
+    )

@@ -1,0 +1,201 @@
+"""Score gold, sampled and corrupted responses with the judges.
+
+In: prepared dialogues, emotions, recommendations, the base LM and its supervised adapter. Out:
+`judged.parquet`, see `judged`: for some turns of each split what a person answered, what the
+supervised LM answers, and the person's answer with one fault each.
+
+`rules` judges every row. `unseen` learned from the train split, and judges the others. Language
+models, where some are named, judge every row; what they answered is kept beside the table, so that
+a run that was cut goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import polars as pl
+import tyro
+from tqdm import tqdm
+
+from shielded_recrl.dialogue.corrupt import FAULTS, Elsewhere, corrupt
+from shielded_recrl.dialogue.judged import CORRUPTED, GOLD, KEYS, SAMPLED, columns, save_judged
+from shielded_recrl.dialogue.judges.base import HEADS, Judge
+from shielded_recrl.dialogue.judges.rules import Rules
+from shielded_recrl.dialogue.judges.unseen import Unseen
+from shielded_recrl.dialogue.prompts import ResponsePrompts, ResponseRequest
+from shielded_recrl.dialogue.settings import JudgeSettings, ResponsePromptSettings
+from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.settings import Precision
+
+# Of the seeds of sampling, one for each split.
+SPLITS = ("train", "valid", "test")
+
+
+class Response(NamedTuple):
+    """A response to be judged."""
+
+    request: ResponseRequest
+    split: str
+    kind: str
+    text: str
+
+
+def main(
+    *,
+    data: Path,
+    emotion: Path,
+    recommendations: Path,
+    base: Path,
+    adapter: Path,
+    out: Path,
+    precision: Precision = "fp32",
+    response_tokens: int = 48,
+    seed: int = 42,
+    prompt: Annotated[ResponsePromptSettings, tyro.conf.arg(name="")],
+    settings: Annotated[JudgeSettings, tyro.conf.arg(name="")],
+) -> None:
+    """Score gold, sampled and corrupted responses with the judges.
+
+    Args:
+        data: folder of the prepared dialogues.
+        emotion: turns.parquet of `annotate`.
+        recommendations: recommendations.parquet of `recommend`.
+        base: folder of the base LM.
+        adapter: folder of the supervised adapter.
+        out: judged.parquet to write.
+        precision: precision the base is held in.
+        response_tokens: longest sampled response.
+        seed: of sampling and of faults.
+        prompt: lengths of the prompt.
+        settings: how many turns are judged, and by whom.
+    """
+    prompts = ResponsePrompts.load(data, emotion, recommendations, base, prompt)
+    sizes = (settings.train_turns, settings.valid_turns, settings.test_turns)
+    chosen = {
+        split: spread(prompts.requests(split), most)
+        for split, most in zip(SPLITS, sizes, strict=True)
+    }
+    for split, requests in chosen.items():
+        if not requests:
+            raise UserError(f"{data}: no turn of a recommender in {split}; give more dialogues")
+    sampled = sample(
+        prompts, chosen, base, adapter, precision, response_tokens, settings.temperature, seed
+    )
+    titles = catalogue(prompts)
+    rows = [
+        row
+        for split, requests in chosen.items()
+        for row in responses(split, requests, sampled[split], titles, seed)
+    ]
+    judges: dict[str, Judge] = {
+        "rules": Rules(titles),
+        "unseen": Unseen.fit(prompts.dialogues.split("train")),
+    }
+    table = judged(rows, judges, held_out=("unseen",))
+    if settings.models:
+        from shielded_recrl.dialogue.judges.llm import ask_all
+
+        table = table.hstack(ask_all(rows, settings, out.with_suffix(".cache.jsonl")))
+    save_judged(out, table)
+    counts = Counter(row.kind for row in rows)
+    print(f"{out}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+
+
+def spread(requests: Sequence[ResponseRequest], most: int) -> list[ResponseRequest]:
+    """At most so many requests, evenly over all."""
+    step = max(len(requests) / most, 1)
+    return [requests[int(place * step)] for place in range(min(most, len(requests)))]
+
+
+def catalogue(prompts: ResponsePrompts) -> list[str]:
+    """Titles of all films, in order."""
+    dialogues = prompts.dialogues
+    return [dialogues.title(item) for item in range(1, dialogues.n_items + 1)]
+
+
+def sample(
+    prompts: ResponsePrompts,
+    chosen: dict[str, list[ResponseRequest]],
+    base: Path,
+    adapter: Path,
+    precision: Precision,
+    response_tokens: int,
+    temperature: float,
+    seed: int,
+) -> dict[str, list[str]]:
+    """A response of the supervised LM to each request, by split."""
+    from shielded_recrl.dialogue.generation import generate, uniform_numbers
+    from shielded_recrl.explainer.base import default_device, load_base
+    from shielded_recrl.explainer.lm import load_adapter
+    from shielded_recrl.rl.settings import SamplingSettings
+
+    model = load_adapter(load_base(base, precision, default_device()), adapter)
+    return {
+        split: generate(
+            model,
+            prompts.tokenizer,
+            [prompts.ids(request) for request in requests],
+            uniform_numbers([seed, SPLITS.index(split)], len(requests), response_tokens),
+            SamplingSettings(temperature=temperature, top_p=1.0),
+        )
+        for split, requests in chosen.items()
+    }
+
+
+def responses(
+    split: str,
+    requests: Sequence[ResponseRequest],
+    sampled: Sequence[str],
+    titles: Sequence[str],
+    seed: int,
+) -> list[Response]:
+    """What is judged in a split: each gold response, the sampled one, and those with a fault.
+
+    Foreign responses come from dialogues of the same split.
+    """
+    elsewhere = Elsewhere(requests, titles)
+    rows = []
+    for request, text in zip(requests, sampled, strict=True):
+        rows.append(Response(request, split, GOLD, request.gold))
+        rows.append(Response(request, split, SAMPLED, text))
+        for how in FAULTS:
+            faulty = corrupt(how, request, elsewhere, seed)
+            if faulty is not None:
+                rows.append(Response(request, split, CORRUPTED + how, faulty))
+    return rows
+
+
+def judged(
+    rows: Sequence[Response], judges: dict[str, Judge], held_out: Sequence[str] = ()
+) -> pl.DataFrame:
+    """The table of responses and their scores.
+
+    Args:
+        rows: what is judged.
+        judges: by name.
+        held_out: names of judges that learned from the train split, and leave it out.
+    """
+    cells = {
+        "dialogue": [row.request.dialogue for row in rows],
+        "turn": [row.request.turn for row in rows],
+        "split": [row.split for row in rows],
+        "kind": [row.kind for row in rows],
+        "text": [row.text for row in rows],
+    }
+    scores: dict[str, list[float | None]] = {
+        name: [] for judge in judges for name in columns(judge)
+    }
+    for row in tqdm(rows, desc="judge", unit="response", disable=not sys.stderr.isatty()):
+        for name, judge in judges.items():
+            if name in held_out and row.split == "train":
+                found = dict.fromkeys(HEADS)
+            else:
+                found = judge(row.request.context, row.text, row.request.recommended)
+            for head in HEADS:
+                scores[f"{name}_{head}"].append(found[head])
+    schema = KEYS | dict.fromkeys(scores, pl.Float32)
+    return pl.DataFrame(cells | scores, schema=schema)
