@@ -370,6 +370,7 @@ rule evaluate_responses:
     input:
         **BRANCH.emotion_inputs(),
         tables=DIALOGUE_TABLES,
+        stats=f"{DIALOGUE}/data/stats.json",
         base=placed(BRANCH.model_inputs(BRANCH.base_folder())),
         emotion=f"{DIALOGUE}/emotion/turns.parquet",
         recommendations=f"{DIALOGUE}/recommender/recommendations.parquet",

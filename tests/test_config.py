@@ -157,6 +157,10 @@ def test_configs_of_the_tests_load(name):
         ),
         ({"explainer": {"base": HUB, "revision": "main"}}, "explainer.revision: String should"),
         (
+            {"dialogue": {"data": {"source": "s3://bucket/redial"}}},
+            "dialogue.data.source: raw files of dialogues are not read from a bucket",
+        ),
+        (
             {"dialogue": {"response": {"base": HUB}}},
             f"dialogue.response.revision: hub id '{HUB}' needs the 40-digit commit",
         ),

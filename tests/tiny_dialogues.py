@@ -11,6 +11,7 @@ import polars as pl
 from shielded_recrl.dialogue.annotate import SCHEMA as EMOTIONS
 from shielded_recrl.dialogue.dialogues import RECOMMENDER, SCHEMAS, SEEKER, SLOT
 from shielded_recrl.dialogue.prompts import RECOMMENDATIONS
+from shielded_recrl.files import write_json
 
 FILMS = 12
 OPENINGS = ("Hello, I like {} a lot.", "Hi! Any film like {} please?", "I loved {} so much!")
@@ -61,6 +62,7 @@ def write_dialogues(folder: Path, count: int = 40, seed: int = 0) -> TinyDialogu
     for name, schema in SCHEMAS.items():
         frame = pl.DataFrame(rows[name], schema=schema, orient="row")
         frame.write_parquet(data / f"{name}.parquet")
+    write_json(data / "stats.json", {"synthetic": True})
     paths = TinyDialogues(data, folder / "emotions.parquet", folder / "recommendations.parquet")
     pl.DataFrame(feels, schema=EMOTIONS, orient="row").write_parquet(paths.emotion)
     frame = pl.DataFrame(recommended, schema=RECOMMENDATIONS, orient="row")

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel
 
 from shielded_recrl.dialogue import critic as command
 from shielded_recrl.dialogue.critic import Critic
-from shielded_recrl.dialogue.critic_gate import gate, report_of_critic
+from shielded_recrl.dialogue.critic_gate import gate, is_plain, report_of_critic
 from shielded_recrl.dialogue.critic_model import context_text, new_encoder, pretrained_encoder
 from shielded_recrl.dialogue.dialogues import Dialogues, Turn
 from shielded_recrl.dialogue.judged import KEYS, columns, load_judged, save_judged
@@ -53,7 +53,10 @@ def write_judged(folder, relabel=None):
     for dialogue in Dialogues.load(paths.data).all:
         for place in (1, 3):
             gold = dialogue.turns[place].text
-            texts = (gold, gold.replace("?", "."), gold[: len(gold) // 3], "")
+            sampled = (
+                gold.replace("?", ".") if dialogue.index % 2 else gold.replace("<movie>", "it")
+            )
+            texts = (gold, sampled, gold[: len(gold) // 3], "")
             rows += [
                 (dialogue.index, place, dialogue.split, kind, text)
                 for kind, text in zip(KINDS, texts, strict=True)
@@ -217,14 +220,36 @@ def held_out(pairs=40):
 
 
 def passed(table, scores, predicted):
-    said = table["text"].to_numpy() != ""
-    gate(report_of_critic(table, scores, predicted, scores[said].mean(axis=0), 200, 0))
+    gate(report_of_critic(table, scores, predicted, scores[is_plain(table)].mean(axis=0), 200, 0))
 
 
 def test_the_gate_lets_pass_who_knows():
     table, scores = held_out()
     passed(table, scores, scores)
     passed(table, scores, scores + np.random.default_rng(1).normal(0, 0.05, scores.shape))
+
+
+def test_the_gate_stops_who_tells_broken_from_whole_and_nothing_else():
+    table, scores = held_out()
+    predicted = np.where(is_plain(table)[:, None], 0.7, 0.3) * np.ones_like(scores)
+    with pytest.raises(UserError, match=r"^critic: empathy is no better than the mean"):
+        passed(table, scores, predicted)
+
+
+def test_a_fault_that_is_not_held_out_is_one_line(tmp_path):
+    paths = write_judged(tmp_path)
+    table = load_judged(tmp_path / "judged.parquet")
+    of_test = (pl.col("split") == "test") & (pl.col("kind") == "corrupted:cut")
+    save_judged(tmp_path / "judged.parquet", table.filter(~of_test))
+    with pytest.raises(UserError, match=r"no response of test is corrupted:cut"):
+        train(tmp_path, paths.data)
+
+
+def test_faults_without_a_persons_response_are_one_line():
+    table, scores = held_out()
+    left = (table["kind"] != "gold").to_numpy()
+    with pytest.raises(UserError, match=r"0 held-out pairs .* corrupted:cut"):
+        passed(table.filter(left), scores[left], scores[left])
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -28,6 +28,7 @@ from shielded_recrl.dialogue.comparison import (
 )
 from shielded_recrl.dialogue.contestants import PAIRS, pair_name
 from shielded_recrl.dialogue.judges.base import HEADS
+from shielded_recrl.dialogue.report import section
 from shielded_recrl.dialogue.side_by_side import as_markdown, as_text, first_dialogues
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import write_json, write_jsonl
@@ -61,6 +62,7 @@ def evaluation(critic: float = 0.05, unseen: float = 0.0, seed: int = 1) -> dict
     recalls = {"recall@1": interval(0.04), "recall@10": interval(0.2), "targets": 9, "sha256": "f"}
     return {
         "seed": seed,
+        "synthetic": True,
         "turns": 3,
         "dialogues": 2,
         "temperature": 1.0,
@@ -148,6 +150,13 @@ def test_the_statement_has_both_recalls_and_how_many_films():
     assert "recall@1 0.040 [0.030, 0.050]" in said
     assert "recall@10 0.200" in said
     assert "9 films" in said
+
+
+def test_the_report_says_that_dialogues_are_generated(run):
+    for synthetic, said in ((True, "2 generated test dialogues"), (False, "of 2 test dialogues")):
+        about = evaluation() | {"synthetic": synthetic}
+        lines = section(load_run(run)._replace(evaluation=about))
+        assert any(said in line for line in lines)
 
 
 def test_runs_are_counted(run, tmp_path):

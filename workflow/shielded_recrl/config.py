@@ -183,6 +183,15 @@ class Config(Settings):
                 f"another base has the same folder name {base_name(explainer)!r}; rename one folder "
                 "or use one revision",
             )
+        for key, source in (
+            ("data.source", self.dialogue.data.source),
+            ("emotions.goemotions", self.dialogue.emotions.goemotions),
+        ):
+            _require(
+                not source.startswith("s3://"),
+                f"dialogue.{key}",
+                "raw files of dialogues are not read from a bucket; copy them and give their folder",
+            )
         response, critic = self.dialogue.response, self.dialogue.critic
         _require_pinned(response.base, response.revision, "dialogue.response.revision")
         _require_pinned(critic.encoder, critic.encoder_revision, "dialogue.critic.encoder_revision")

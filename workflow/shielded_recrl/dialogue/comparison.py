@@ -80,7 +80,7 @@ def load_run(folder: Path) -> Run:
             )
     found = read_json(folder / "evaluation.json")
     log = read_jsonl(folder / "train.jsonl")
-    parts = ("systems", "comparisons", "kl", "samples", "distance", "recommendations")
+    parts = ("systems", "comparisons", "kl", "samples", "distance", "recommendations", "synthetic")
     missing = [part for part in parts if part not in found] if isinstance(found, dict) else parts
     if missing:
         raise UserError(

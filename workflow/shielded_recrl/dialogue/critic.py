@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from shielded_recrl.dialogue.agreement import agreement
-from shielded_recrl.dialogue.critic_gate import gate, report_of_critic
+from shielded_recrl.dialogue.critic_gate import gate, is_plain, report_of_critic
 from shielded_recrl.dialogue.critic_model import (
     Critic,
     context_text,
@@ -109,7 +109,7 @@ def main(
     found = fit(model, tokenizer, train, valid, settings, seed)
     critic = Critic(model, tokenizer, settings.context_turns, settings.max_tokens)
     predicted = critic(test.contexts, test.texts).numpy()
-    constant = train.scores[[bool(text.strip()) for text in train.texts]].mean(axis=0)
+    constant = train.scores[is_plain(train.table)].mean(axis=0)
     about = report_of_critic(test.table, test.scores, predicted, constant, settings.bootstrap, seed)
     gate(about)
     about |= {
@@ -141,7 +141,7 @@ def split_rows(
 
     Raises:
         UserError: a judge is missing or may not be learned from, a split has nothing, a row has no
-            dialogue, or a head says the same of every response.
+            dialogue, test lacks a kind of response, or a head says the same of every response.
     """
     known = judges_of(table)
     if UNSEEN in judges:
@@ -176,6 +176,12 @@ def split_rows(
             )
         scores = part.select(names).to_numpy().reshape(len(part), len(judges), len(HEADS))
         splits[split] = Rows(part, contexts, part["text"].to_list(), scores.mean(axis=1))
+    kinds = {split: set(rows.table["kind"]) for split, rows in splits.items()}
+    for kind in sorted(kinds["train"] - kinds["test"]):
+        raise UserError(
+            f"{path}: no response of test is {kind}, so nothing tells what the critic learned of it; "
+            "raise dialogue.judge.test_turns"
+        )
     for head, values in zip(HEADS, splits["train"].scores.T, strict=True):
         if np.ptp(values) < 1e-6:
             raise UserError(

@@ -1,12 +1,13 @@
 """What a critic learned, and the gate it has to pass.
 
 In: judged responses of dialogues that it was not trained on, and its scores of them. Out: for each
-head, by how much its squared error is below that of a constant; for each fault, how often the
-critic finds the person's response better than the same with the fault. Intervals are 95% bootstrap
-ones over dialogues. The gate wants each interval of the former above 0, of the latter above 1/2.
+head, by how much its squared error on gold and sampled responses is below that of a constant; for each
+fault, how often the critic finds the person's response better than the same with the fault. Intervals
+are 95% bootstrap ones over dialogues. The gate wants each interval of the former above 0, of the latter
+above 1/2.
 
-The constant is the mean score in train. Empty responses are left out of it and of the errors:
-whoever knows that they have 0 would beat the mean.
+The constant is the mean score of train's gold and sampled responses. Corrupted and empty ones are left out of it
+and of the errors: whoever knows broken from whole, and nothing else, would beat the mean of both.
 """
 
 from __future__ import annotations
@@ -36,33 +37,31 @@ def report_of_critic(
         table: judged responses [n].
         scores: [n, 5] of the judges.
         predicted: [n, 5] of the critic.
-        constant: [5] the means of the scores of train's responses, empty ones left out.
+        constant: [5] the mean scores of train's gold and sampled responses.
         resamples: of the bootstrap.
         seed: of the bootstrap.
 
     Raises:
-        UserError: a head has the same score everywhere.
+        UserError: a head has the same score everywhere, or a fault has no pairs.
     """
-    dialogues, kinds = table["dialogue"].to_numpy(), table["kind"].to_numpy()
-    said = table["text"].str.strip_chars().str.len_chars().to_numpy() > 0
-    plain = said & ~np.array([kind.startswith(CORRUPTED) for kind in kinds])
+    dialogues, plain = table["dialogue"].to_numpy(), is_plain(table)
     heads = {}
     for place, head in enumerate(HEADS):
         truth = scores[:, place]
-        if np.ptp(truth[said]) < 1e-6:
+        if np.ptp(truth[plain]) < 1e-6:
             raise UserError(
-                f"critic: the judges give {head} {truth[said][0]:.3g} to every held-out response, "
+                f"critic: the judges give {head} {truth[plain][0]:.3g} to every held-out response, "
                 "so nothing tells whether it was learned; ask other judges"
             )
         error = (predicted[:, place] - truth) ** 2
         of_mean = (constant[place] - truth) ** 2
+        gain = paired_bootstrap((of_mean - error)[plain], resamples, seed, dialogues[plain])
         heads[head] = {
-            "mse": float(error[said].mean()),
-            "mse_mean": float(of_mean[said].mean()),
-            "gain": _mean(of_mean - error, said, dialogues, resamples, seed),
-            "gain_gold_and_sampled": _mean(of_mean - error, plain, dialogues, resamples, seed),
+            "mse": float(error[plain].mean()),
+            "mse_mean": float(of_mean[plain].mean()),
+            "gain": gain._asdict(),
         }
-    faults = [kind for kind in dict.fromkeys(kinds) if kind.startswith(CORRUPTED)]
+    faults = [kind for kind in dict.fromkeys(table["kind"]) if kind.startswith(CORRUPTED)]
     return {
         "heads": heads,
         "corruptions": {
@@ -76,6 +75,13 @@ def report_of_critic(
     }
 
 
+def is_plain(table: pl.DataFrame) -> np.ndarray:
+    """Boolean [n]: which responses are gold or sampled, and say something."""
+    corrupted = table["kind"].str.starts_with(CORRUPTED)
+    said = table["text"].str.strip_chars().str.len_chars() > 0
+    return (~corrupted & said).to_numpy()
+
+
 def above(
     table: pl.DataFrame, values: np.ndarray, kind: str, resamples: int, seed: int
 ) -> tuple[dict[str, float], int]:
@@ -83,10 +89,18 @@ def above(
 
     Returns:
         The share with its interval, and the number of pairs.
+
+    Raises:
+        UserError: there are no pairs of two dialogues.
     """
     keyed = table.select("dialogue", "turn", "kind").with_columns(value=pl.Series(values))
     gold = keyed.filter(pl.col("kind") == GOLD)
     pairs = keyed.filter(pl.col("kind") == kind).join(gold, on=["dialogue", "turn"])
+    if pairs["dialogue"].n_unique() < 2:
+        raise UserError(
+            f"critic: {len(pairs)} held-out pairs of a person's response and one that is {kind}, of "
+            "fewer than two dialogues; judge more turns"
+        )
     more = (pairs["value_right"] - pairs["value"]).to_numpy()
     interval = paired_bootstrap(
         (np.sign(more) + 1) / 2, resamples, seed, pairs["dialogue"].to_numpy()
@@ -115,12 +129,6 @@ def gate(report: dict[str, Any]) -> None:
                 f"in a share {_words(row['share'])} of {row['pairs']} held-out pairs, which may be "
                 "chance; judge more turns, train longer or ask other judges"
             )
-
-
-def _mean(
-    values: np.ndarray, where: np.ndarray, dialogues: np.ndarray, resamples: int, seed: int
-) -> dict[str, float]:
-    return paired_bootstrap(values[where], resamples, seed, dialogues[where])._asdict()
 
 
 def _words(interval: dict[str, float]) -> str:

@@ -151,6 +151,7 @@ def main(
         run / "evaluation.json",
         {
             "seed": seed,
+            "synthetic": read_json(data / "stats.json")["synthetic"],
             "turns": len(requests),
             "dialogues": len({request.dialogue for request in requests}),
             "temperature": settings.temperature,

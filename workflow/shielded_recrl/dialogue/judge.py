@@ -53,7 +53,7 @@ def main(
     adapter: Path,
     out: Path,
     precision: Precision = "fp32",
-    response_tokens: int = 48,
+    response_tokens: int = 32,
     seed: int = 42,
     prompt: Annotated[ResponsePromptSettings, tyro.conf.arg(name="")],
     settings: Annotated[JudgeSettings, tyro.conf.arg(name="")],

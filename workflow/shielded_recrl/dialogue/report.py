@@ -37,11 +37,12 @@ INTRO = """\
 The response LM before and after reinforcement learning, on test turns that no model was trained on.
 `supervised` is the LM that RL began with, and `best of N` picks of N of its samples the one that the
 critic likes best. The critic was the reward, and `rules` taught the critic: both favour what was
-trained on them. `unseen` shares no evidence with either, and settles it. `person` is what the
-recommender of the dialogue said; it is scored by `unseen` without a reference.
+trained on them. `unseen` goes by other evidence, what the person said above all, and settles it; both
+count which slots are filled. `person` is what the recommender of the dialogue said; it is scored by
+`unseen` without a reference.
 
-All numbers are means with 95% bootstrap intervals in which whole dialogues are drawn; differences are
-paired, and none is left out for how it came out."""
+All numbers are means with 95% bootstrap intervals in which whole dialogues are drawn, and not training
+runs: another seed may differ by more. Differences are paired, and none is left out for how it came out."""
 SAMPLES = (
     "The first test dialogues by number, chosen by nobody. Each response follows what was truly said "
     "before; its slots are filled with the recommended films."
@@ -87,7 +88,8 @@ def section(run: Run) -> list[str]:
     lines = [
         f"## Seed {about['seed']}",
         "",
-        f"{about['turns']} turns of {about['dialogues']} test dialogues, sampled at temperature "
+        f"One training run. {about['turns']} turns of {about['dialogues']} "
+        f"{'generated ' if about['synthetic'] else ''}test dialogues, sampled at temperature "
         f"{about['temperature']:g}.",
         "",
         "### Verdict",

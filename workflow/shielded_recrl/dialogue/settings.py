@@ -367,4 +367,6 @@ class DialogueSettings(Settings):
     evaluation: DialogueEvaluationSettings = Field(
         DialogueEvaluationSettings(), description="Supervised, best-of-N and RL compared."
     )
-    seeds: tuple[int, ...] = Field((42,), min_length=1, description="Seeds of PPO runs.")
+    seeds: tuple[int, ...] = Field(
+        (42, 43, 44), min_length=1, description="Seeds of PPO runs, each compared by itself."
+    )
