@@ -737,11 +737,14 @@ def test_memory_does_not_grow_over_two_thousand_steps():
     model = get_peft_model(base, LoraConfig(r=1, target_modules=["q_proj"])).eval()
     trainer = make_ppo(model, tokens=1, micro_batch=2, epochs=1, value_epochs=1)
     run(trainer, 100)
-    trainer.log.clear()
-    before = resident()
-    for _ in range(2000):
-        trainer.train_step()
-        trainer.log.clear()
-    grown = (resident() - before) / 2**20
-    print(f"{grown:+.1f} MiB in 2,000 steps")
-    assert grown < 2
+    grown = []
+    for _ in range(4):
+        before = resident()
+        for _ in range(500):
+            trainer.train_step()
+            trainer.log.clear()
+        grown.append((resident() - before) / 2**20)
+    print(f"{grown} MiB in 2,000 steps")
+    # What leaks grows in every quarter, but for one that finds room; the allocator takes a block now
+    # and then.
+    assert sorted(grown)[1] < 0.5
