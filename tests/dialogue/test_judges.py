@@ -15,7 +15,7 @@ from shielded_recrl.dialogue import make, prepare
 from shielded_recrl.dialogue.agreement import agreement
 from shielded_recrl.dialogue.corrupt import FAULTS
 from shielded_recrl.dialogue.dialogues import Dialogues, Turn
-from shielded_recrl.dialogue.judge import judged, responses, spread
+from shielded_recrl.dialogue.judge import judged, responses
 from shielded_recrl.dialogue.judge import main as judge_command
 from shielded_recrl.dialogue.judged import SAMPLED, columns, load_judged, save_judged
 from shielded_recrl.dialogue.judges import words as lexicon
@@ -36,6 +36,7 @@ from shielded_recrl.dialogue.settings import (
     JudgeSettings,
     ResponsePromptSettings,
 )
+from shielded_recrl.dialogue.supervise import spread
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.init import save_adapter
 from shielded_recrl.explainer.pretrain import train_tokenizer

@@ -28,6 +28,7 @@ from shielded_recrl.dialogue.judges.rules import Rules
 from shielded_recrl.dialogue.judges.unseen import Unseen
 from shielded_recrl.dialogue.prompts import ResponsePrompts, ResponseRequest
 from shielded_recrl.dialogue.settings import JudgeSettings, ResponsePromptSettings
+from shielded_recrl.dialogue.supervise import spread
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import Precision
 
@@ -103,12 +104,6 @@ def main(
     save_judged(out, table)
     counts = Counter(row.kind for row in rows)
     print(f"{out}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
-
-
-def spread(requests: Sequence[ResponseRequest], most: int) -> list[ResponseRequest]:
-    """At most so many requests, evenly over all."""
-    step = max(len(requests) / most, 1)
-    return [requests[int(place * step)] for place in range(min(most, len(requests)))]
 
 
 def catalogue(prompts: ResponsePrompts) -> list[str]:
