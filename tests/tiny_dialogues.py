@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 
 from shielded_recrl.dialogue.annotate import SCHEMA as EMOTIONS
-from shielded_recrl.dialogue.dialogues import RECOMMENDER, SCHEMAS, SEEKER, SLOT
-from shielded_recrl.dialogue.prompts import RECOMMENDATIONS
+from shielded_recrl.dialogue.corpus.dialogues import RECOMMENDER, SCHEMAS, SEEKER, SLOT
+from shielded_recrl.dialogue.response.prompts import RECOMMENDATIONS
 from shielded_recrl.files import write_json
 
 FILMS = 12

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken
 
-from shielded_recrl.dialogue.critic_model import Critic, new_encoder
-from shielded_recrl.dialogue.dialogues import SLOT, Dialogues
+from shielded_recrl.dialogue.corpus.dialogues import SLOT, Dialogues
+from shielded_recrl.dialogue.critique.model import Critic, new_encoder
 from shielded_recrl.dialogue.pretrain import corpus
 from shielded_recrl.dialogue.settings import DialogueCriticSettings, ResponsePromptSettings
 from shielded_recrl.explainer.init import new_adapter, save_adapter

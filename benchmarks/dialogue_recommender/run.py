@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from shielded_recrl.dialogue import annotate, emotions, fuse, prepare, recommend
-from shielded_recrl.dialogue.contexts import recommendation_samples
-from shielded_recrl.dialogue.dialogues import Dialogues
-from shielded_recrl.dialogue.fusion import EVIDENCE, Recommender
-from shielded_recrl.dialogue.recommender_evaluation import evaluate, trained_system
-from shielded_recrl.dialogue.recommender_training import Knowledge, Schedule, fit
+from shielded_recrl.dialogue.corpus.dialogues import Dialogues
+from shielded_recrl.dialogue.recommender.contexts import recommendation_samples
+from shielded_recrl.dialogue.recommender.evaluation import evaluate, trained_system
+from shielded_recrl.dialogue.recommender.fusion import EVIDENCE, Recommender
+from shielded_recrl.dialogue.recommender.training import Knowledge, Schedule, fit
 from shielded_recrl.dialogue.settings import FusionSettings, RecommendSettings
 from shielded_recrl.files import read_json, write_json, write_text
 

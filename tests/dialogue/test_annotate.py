@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from command_line import here
-from shielded_recrl.dialogue import lexicon
 from shielded_recrl.dialogue.annotate import annotate, kept, load_emotions
-from shielded_recrl.dialogue.dialogues import SCHEMAS
-from shielded_recrl.dialogue.labels import EMOTIONS
+from shielded_recrl.dialogue.corpus.dialogues import SCHEMAS
+from shielded_recrl.dialogue.emotion import lexicon
+from shielded_recrl.dialogue.emotion.labels import EMOTIONS
 from shielded_recrl.dialogue.settings import AnnotateSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import SEAL, sealed

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shielded_recrl.dialogue.corrupt import AGAIN, FAULTS, Elsewhere, corrupt
-from shielded_recrl.dialogue.prompts import ResponseRequest
+from shielded_recrl.dialogue.response.corrupt import AGAIN, FAULTS, Elsewhere, corrupt
+from shielded_recrl.dialogue.response.prompts import ResponseRequest
 
 WORDS = st.lists(
     st.sampled_from(["a", "film", "<movie>", "you", "see", "it?", "Great!"]), max_size=12

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from shielded_recrl.dialogue import critic as command
+from shielded_recrl.dialogue.corpus.dialogues import Dialogues, Turn
 from shielded_recrl.dialogue.critic import Critic
-from shielded_recrl.dialogue.critic_gate import gate, is_plain, report_of_critic
-from shielded_recrl.dialogue.critic_model import context_text, new_encoder, pretrained_encoder
-from shielded_recrl.dialogue.dialogues import Dialogues, Turn
-from shielded_recrl.dialogue.judged import KEYS, columns, load_judged, save_judged
+from shielded_recrl.dialogue.critique.gate import gate, is_plain, report_of_critic
+from shielded_recrl.dialogue.critique.judged import KEYS, columns, load_judged, save_judged
+from shielded_recrl.dialogue.critique.model import context_text, new_encoder, pretrained_encoder
 from shielded_recrl.dialogue.judges.base import HEADS
 from shielded_recrl.dialogue.settings import CriticTrainingSettings
 from shielded_recrl.errors import UserError

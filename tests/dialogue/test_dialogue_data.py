@@ -5,8 +5,8 @@ import json
 import polars as pl
 import pytest
 
-from shielded_recrl.dialogue import films
-from shielded_recrl.dialogue.dialogues import (
+from shielded_recrl.dialogue.corpus import films
+from shielded_recrl.dialogue.corpus.dialogues import (
     SCHEMAS,
     SLOT,
     Dialogue,
@@ -15,10 +15,10 @@ from shielded_recrl.dialogue.dialogues import (
     Turn,
     targets,
 )
-from shielded_recrl.dialogue.films import Catalogue, Film, Genres, film, key
-from shielded_recrl.dialogue.language import shares
-from shielded_recrl.dialogue.quarantine import Damaged, Quarantine
-from shielded_recrl.dialogue.redial import MAX_LINE, Answer, Said, clean, parse
+from shielded_recrl.dialogue.corpus.films import Catalogue, Film, Genres, film, key
+from shielded_recrl.dialogue.corpus.language import shares
+from shielded_recrl.dialogue.corpus.quarantine import Damaged, Quarantine
+from shielded_recrl.dialogue.corpus.redial import MAX_LINE, Answer, Said, clean, parse
 from shielded_recrl.dialogue.settings import DialoguePrepareSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import SEAL, sealed

@@ -13,14 +13,14 @@ from scipy.special import log_softmax
 
 from command_line import here
 from shielded_recrl.dialogue import evaluate, train
-from shielded_recrl.dialogue.contestants import GOLD, PAIRS, SYSTEMS, pair_name
-from shielded_recrl.dialogue.dialogues import Dialogues, Target
+from shielded_recrl.dialogue.comparison.contestants import GOLD, PAIRS, SYSTEMS, pair_name
+from shielded_recrl.dialogue.comparison.recall import named, new_targets, recall, statement
+from shielded_recrl.dialogue.comparison.systems import best, kl_bound, kl_to_supervised, respond
+from shielded_recrl.dialogue.corpus.dialogues import Dialogues, Target
 from shielded_recrl.dialogue.judges.base import HEADS
-from shielded_recrl.dialogue.policy import load_policy, new_policy, save_policy
-from shielded_recrl.dialogue.prompts import ResponsePrompts, load_recommendations
-from shielded_recrl.dialogue.recall import named, new_targets, recall, statement
+from shielded_recrl.dialogue.response.prompts import ResponsePrompts, load_recommendations
+from shielded_recrl.dialogue.rl.policy import load_policy, new_policy, save_policy
 from shielded_recrl.dialogue.settings import DialogueEvaluationSettings
-from shielded_recrl.dialogue.systems import best, kl_bound, kl_to_supervised, respond
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json, read_jsonl, sha256, write_json
 from shielded_recrl.rl.rollout import TransformersEngine

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from command_line import here
 from shielded_recrl.dialogue import make, prepare
-from shielded_recrl.dialogue.dialogues import RECOMMENDER, SCHEMAS, SEEKER, SLOT, Dialogues
+from shielded_recrl.dialogue.corpus.dialogues import RECOMMENDER, SCHEMAS, SEEKER, SLOT, Dialogues
 from shielded_recrl.dialogue.settings import DialoguePrepareSettings, DialogueWorldSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json, read_jsonl

@@ -7,18 +7,18 @@ import polars as pl
 import pytest
 
 from shielded_recrl.dialogue import fuse, make, prepare, recommend
-from shielded_recrl.dialogue.contexts import Context, Mention, recommendation_samples
-from shielded_recrl.dialogue.dialogues import Dialogue, Dialogues, Turn
-from shielded_recrl.dialogue.evidence import Counts
-from shielded_recrl.dialogue.items import indicators
-from shielded_recrl.dialogue.recommender_baselines import baselines
-from shielded_recrl.dialogue.recommender_evaluation import (
+from shielded_recrl.dialogue.corpus.dialogues import Dialogue, Dialogues, Turn
+from shielded_recrl.dialogue.recommender.baselines import baselines
+from shielded_recrl.dialogue.recommender.contexts import Context, Mention, recommendation_samples
+from shielded_recrl.dialogue.recommender.evaluation import (
     counted_system,
     evaluate,
     rank,
     recommendations,
 )
-from shielded_recrl.dialogue.recommender_files import load
+from shielded_recrl.dialogue.recommender.evidence import Counts
+from shielded_recrl.dialogue.recommender.files import load
+from shielded_recrl.dialogue.recommender.items import indicators
 from shielded_recrl.dialogue.settings import (
     DialogueWorldSettings,
     FusionSettings,

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from command_line import here
-from shielded_recrl.dialogue.comparison import (
+from shielded_recrl.dialogue.comparison.contestants import PAIRS, pair_name
+from shielded_recrl.dialogue.comparison.side_by_side import as_markdown, as_text, first_dialogues
+from shielded_recrl.dialogue.comparison.text import (
     JUDGES,
     SHOWN,
     aligned,
@@ -26,10 +28,8 @@ from shielded_recrl.dialogue.comparison import (
     verdicts,
     way,
 )
-from shielded_recrl.dialogue.contestants import PAIRS, pair_name
 from shielded_recrl.dialogue.judges.base import HEADS
 from shielded_recrl.dialogue.report import section
-from shielded_recrl.dialogue.side_by_side import as_markdown, as_text, first_dialogues
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import write_json, write_jsonl
 

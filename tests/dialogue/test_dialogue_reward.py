@@ -4,10 +4,10 @@ import polars as pl
 import pytest
 import torch
 
-from shielded_recrl.dialogue.dialogues import SCHEMAS, SLOT, Dialogue, Dialogues, Turn
+from shielded_recrl.dialogue.corpus.dialogues import SCHEMAS, SLOT, Dialogue, Dialogues, Turn
 from shielded_recrl.dialogue.judges.base import HEADS
-from shielded_recrl.dialogue.prompts import ResponseRequest
-from shielded_recrl.dialogue.reward import (
+from shielded_recrl.dialogue.response.prompts import ResponseRequest
+from shielded_recrl.dialogue.rl.reward import (
     Form,
     Overall,
     copying,

@@ -11,7 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from command_line import here
 from shielded_recrl.dialogue import train
-from shielded_recrl.dialogue.policy import (
+from shielded_recrl.dialogue.response.prompts import ResponsePrompts
+from shielded_recrl.dialogue.rl.policy import (
     OVER,
     distance,
     load_policy,
@@ -19,7 +20,6 @@ from shielded_recrl.dialogue.policy import (
     save_policy,
     supervised_policy,
 )
-from shielded_recrl.dialogue.prompts import ResponsePrompts
 from shielded_recrl.dialogue.settings import DialogueRLSettings
 from shielded_recrl.dialogue.train import TrainPrompts, digest
 from shielded_recrl.errors import UserError

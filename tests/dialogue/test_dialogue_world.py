@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 
 from command_line import here
-from shielded_recrl.dialogue import make, phrases, prepare
-from shielded_recrl.dialogue.dialogues import (
+from shielded_recrl.dialogue import make, prepare
+from shielded_recrl.dialogue.corpus import phrases
+from shielded_recrl.dialogue.corpus.dialogues import (
     DISLIKED,
     LIKED,
     RECOMMENDER,
@@ -20,8 +21,8 @@ from shielded_recrl.dialogue.dialogues import (
     Dialogues,
     targets,
 )
+from shielded_recrl.dialogue.corpus.world import draw_world
 from shielded_recrl.dialogue.settings import DialogueWorldSettings
-from shielded_recrl.dialogue.world import draw_world
 
 SMALL = DialogueWorldSettings(dialogues=40, films=40, comments=300)
 WISH = re.compile(

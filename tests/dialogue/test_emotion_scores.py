@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from shielded_recrl.dialogue.emotion_scores import calibration_error, scores
-from shielded_recrl.dialogue.labels import EMOTIONS, NOSTALGIA
+from shielded_recrl.dialogue.emotion.labels import EMOTIONS, NOSTALGIA
+from shielded_recrl.dialogue.emotion.scores import calibration_error, scores
 from shielded_recrl.dialogue.settings import AnnotateSettings
 
 

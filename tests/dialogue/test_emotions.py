@@ -8,11 +8,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from command_line import here
-from shielded_recrl.dialogue import lexicon
-from shielded_recrl.dialogue.classifier import WEIGHTS, Classifier
-from shielded_recrl.dialogue.features import has_words, plain, vectors
-from shielded_recrl.dialogue.goemotions import read_comments
-from shielded_recrl.dialogue.labels import (
+from shielded_recrl.dialogue.corpus.world import draw_comments
+from shielded_recrl.dialogue.emotion import lexicon
+from shielded_recrl.dialogue.emotion.classifier import WEIGHTS, Classifier
+from shielded_recrl.dialogue.emotion.features import has_words, plain, vectors
+from shielded_recrl.dialogue.emotion.goemotions import read_comments
+from shielded_recrl.dialogue.emotion.labels import (
     EMOTIONS,
     GOEMOTIONS,
     LEARNED,
@@ -20,7 +21,6 @@ from shielded_recrl.dialogue.labels import (
 )
 from shielded_recrl.dialogue.make import render_comments
 from shielded_recrl.dialogue.settings import EmotionFitSettings
-from shielded_recrl.dialogue.world import draw_comments
 from shielded_recrl.errors import UserError
 
 COMMENTS = 1500

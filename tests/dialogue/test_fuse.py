@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from shielded_recrl.dialogue import fuse, make, prepare
-from shielded_recrl.dialogue.contexts import (
+from shielded_recrl.dialogue.corpus.dialogues import Dialogue, Dialogues, Turn
+from shielded_recrl.dialogue.emotion.labels import EMOTIONS
+from shielded_recrl.dialogue.recommender.contexts import (
     EMOTION_WEIGHTS,
     Context,
     Mention,
@@ -16,13 +18,11 @@ from shielded_recrl.dialogue.contexts import (
     entity_samples,
     recommendation_samples,
 )
-from shielded_recrl.dialogue.dialogues import Dialogue, Dialogues, Turn
-from shielded_recrl.dialogue.evidence import Evidence, count
-from shielded_recrl.dialogue.fusion import EVIDENCE, Recommender, collate, known
-from shielded_recrl.dialogue.items import describe, title_words, words
-from shielded_recrl.dialogue.labels import EMOTIONS
-from shielded_recrl.dialogue.recommender_files import load
-from shielded_recrl.dialogue.recommender_training import Knowledge, Schedule, fit
+from shielded_recrl.dialogue.recommender.evidence import Evidence, count
+from shielded_recrl.dialogue.recommender.files import load
+from shielded_recrl.dialogue.recommender.fusion import EVIDENCE, Recommender, collate, known
+from shielded_recrl.dialogue.recommender.items import describe, title_words, words
+from shielded_recrl.dialogue.recommender.training import Knowledge, Schedule, fit
 from shielded_recrl.dialogue.settings import DialogueWorldSettings, FusionSettings
 from shielded_recrl.errors import UserError
 

@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from shielded_recrl.dialogue.goemotions import comments_file, read_comments
-from shielded_recrl.dialogue.labels import (
+from shielded_recrl.dialogue.emotion.goemotions import comments_file, read_comments
+from shielded_recrl.dialogue.emotion.labels import (
     EMOTIONS,
     GOEMOTIONS,
     LEARNED,

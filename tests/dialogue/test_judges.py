@@ -12,12 +12,11 @@ from scipy.stats import spearmanr
 
 from chat_server import completion, listening
 from shielded_recrl.dialogue import make, prepare
-from shielded_recrl.dialogue.agreement import agreement
-from shielded_recrl.dialogue.corrupt import FAULTS
-from shielded_recrl.dialogue.dialogues import Dialogues, Turn
+from shielded_recrl.dialogue.corpus.dialogues import Dialogues, Turn
+from shielded_recrl.dialogue.critique.agreement import agreement
+from shielded_recrl.dialogue.critique.judged import SAMPLED, columns, load_judged, save_judged
 from shielded_recrl.dialogue.judge import judged, responses
 from shielded_recrl.dialogue.judge import main as judge_command
-from shielded_recrl.dialogue.judged import SAMPLED, columns, load_judged, save_judged
 from shielded_recrl.dialogue.judges import words as lexicon
 from shielded_recrl.dialogue.judges.base import HEADS, read
 from shielded_recrl.dialogue.judges.counts import Likeness, Trigrams, word_effects
@@ -30,7 +29,8 @@ from shielded_recrl.dialogue.judges.rules import (
     varied,
 )
 from shielded_recrl.dialogue.judges.unseen import Unseen
-from shielded_recrl.dialogue.prompts import ResponseRequest
+from shielded_recrl.dialogue.response.corrupt import FAULTS
+from shielded_recrl.dialogue.response.prompts import ResponseRequest
 from shielded_recrl.dialogue.settings import (
     DialogueWorldSettings,
     JudgeSettings,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from shielded_recrl.dialogue import lexicon
-from shielded_recrl.dialogue.labels import EMOTIONS
+from shielded_recrl.dialogue.emotion import lexicon
+from shielded_recrl.dialogue.emotion.labels import EMOTIONS
 
 
 def place(name: str) -> int:

@@ -7,12 +7,12 @@ import pytest
 
 from chat_server import completion, listening
 from shielded_recrl import chat
-from shielded_recrl.dialogue.dialogues import Turn
+from shielded_recrl.dialogue.corpus.dialogues import Turn
+from shielded_recrl.dialogue.critique.judged import columns
 from shielded_recrl.dialogue.judge import Response
-from shielded_recrl.dialogue.judged import columns
 from shielded_recrl.dialogue.judges.base import HEADS
 from shielded_recrl.dialogue.judges.llm import Asked, Unanswered, ask_all, grades
-from shielded_recrl.dialogue.prompts import ResponseRequest
+from shielded_recrl.dialogue.response.prompts import ResponseRequest
 from shielded_recrl.dialogue.settings import (
     JudgeSettings,
 )

@@ -6,7 +6,7 @@ import pytest
 from ir_measures import RR, Success, nDCG
 from sklearn.metrics import roc_auc_score
 
-from shielded_recrl.dialogue.recommender_metrics import (
+from shielded_recrl.dialogue.recommender.metrics import (
     CUTOFFS,
     Ranked,
     auc,

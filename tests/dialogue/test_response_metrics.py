@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.translate.bleu_score import sentence_bleu
 
-from shielded_recrl.dialogue.response_metrics import (
+from shielded_recrl.dialogue.response.metrics import (
     ORDERS,
     SLOT_WORD,
     ResponseMetrics,

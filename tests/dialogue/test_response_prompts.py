@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken
 
-from shielded_recrl.dialogue.dialogues import Dialogue, Dialogues, Turn
-from shielded_recrl.dialogue.generation import generate, uniform_numbers
-from shielded_recrl.dialogue.prompts import (
+from shielded_recrl.dialogue.corpus.dialogues import Dialogue, Dialogues, Turn
+from shielded_recrl.dialogue.response.generation import generate, uniform_numbers
+from shielded_recrl.dialogue.response.prompts import (
     RECOMMENDATIONS,
     ResponsePrompts,
     fill,

@@ -13,9 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from command_line import here
 from shielded_recrl.dialogue import pretrain, supervise
-from shielded_recrl.dialogue.dialogues import SLOT, Dialogues, Turn
-from shielded_recrl.dialogue.generation import generate, uniform_numbers
-from shielded_recrl.dialogue.prompts import ResponsePrompts, fill, names_again
+from shielded_recrl.dialogue.corpus.dialogues import SLOT, Dialogues, Turn
+from shielded_recrl.dialogue.response.generation import generate, uniform_numbers
+from shielded_recrl.dialogue.response.prompts import ResponsePrompts, fill, names_again
 from shielded_recrl.dialogue.settings import (
     ResponseBaseSettings,
     ResponsePromptSettings,

@@ -20,10 +20,10 @@ import numpy as np
 import polars as pl
 import tyro
 
-from shielded_recrl.dialogue import lexicon
-from shielded_recrl.dialogue.dialogues import Dialogues
-from shielded_recrl.dialogue.features import has_words
-from shielded_recrl.dialogue.labels import EMOTIONS
+from shielded_recrl.dialogue.corpus.dialogues import Dialogues
+from shielded_recrl.dialogue.emotion import lexicon
+from shielded_recrl.dialogue.emotion.features import has_words
+from shielded_recrl.dialogue.emotion.labels import EMOTIONS
 from shielded_recrl.dialogue.settings import AnnotateSettings
 from shielded_recrl.errors import UserError, first_line
 from shielded_recrl.files import SEAL, intact, sealed
@@ -90,7 +90,7 @@ def labeller(
         raise UserError(
             "--model: no folder given; expected that of the trained classifier, or --source lexicon"
         )
-    from shielded_recrl.dialogue.classifier import Classifier
+    from shielded_recrl.dialogue.emotion.classifier import Classifier
 
     return Classifier.load(model).probabilities
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shielded_recrl.dialogue.comparison import (
+from shielded_recrl.dialogue.comparison.text import (
     aligned,
     brief,
     columns,

@@ -23,16 +23,16 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from shielded_recrl.dialogue.agreement import agreement
-from shielded_recrl.dialogue.critic_gate import gate, is_plain, report_of_critic
-from shielded_recrl.dialogue.critic_model import (
+from shielded_recrl.dialogue.corpus.dialogues import Dialogues, Turn
+from shielded_recrl.dialogue.critique.agreement import agreement
+from shielded_recrl.dialogue.critique.gate import gate, is_plain, report_of_critic
+from shielded_recrl.dialogue.critique.judged import columns, judges_of, load_judged
+from shielded_recrl.dialogue.critique.model import (
     Critic,
     context_text,
     new_encoder,
     pretrained_encoder,
 )
-from shielded_recrl.dialogue.dialogues import Dialogues, Turn
-from shielded_recrl.dialogue.judged import columns, judges_of, load_judged
 from shielded_recrl.dialogue.judges.base import HEADS
 from shielded_recrl.dialogue.settings import CriticTrainingSettings
 from shielded_recrl.errors import UserError

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from shielded_recrl.dialogue import lexicon
-from shielded_recrl.dialogue.classifier import Classifier
-from shielded_recrl.dialogue.emotion_scores import scores
-from shielded_recrl.dialogue.goemotions import Comments, comments_file, read_comments
-from shielded_recrl.dialogue.labels import EMOTIONS
+from shielded_recrl.dialogue.emotion import lexicon
+from shielded_recrl.dialogue.emotion.classifier import Classifier
+from shielded_recrl.dialogue.emotion.goemotions import Comments, comments_file, read_comments
+from shielded_recrl.dialogue.emotion.labels import EMOTIONS
+from shielded_recrl.dialogue.emotion.scores import scores
 from shielded_recrl.dialogue.settings import (
     AnnotateSettings,
     EmotionFitSettings,

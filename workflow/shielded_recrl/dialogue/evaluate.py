@@ -26,27 +26,34 @@ import tyro
 from tqdm import tqdm
 
 from shielded_recrl.dialogue.annotate import annotate, labeller
-from shielded_recrl.dialogue.contestants import BEST, GOLD, RL, RL_BEST, SUPERVISED, pair_name
-from shielded_recrl.dialogue.critic_model import Critic
+from shielded_recrl.dialogue.comparison.contestants import (
+    BEST,
+    GOLD,
+    RL,
+    RL_BEST,
+    SUPERVISED,
+    pair_name,
+)
+from shielded_recrl.dialogue.comparison.recall import new_targets, recall, statement
+from shielded_recrl.dialogue.comparison.scoring import Answers, report
+from shielded_recrl.dialogue.comparison.systems import Sampled, best, kl_bound, respond
+from shielded_recrl.dialogue.critique.model import Critic
 from shielded_recrl.dialogue.judges.base import HEADS, Judge
 from shielded_recrl.dialogue.judges.rules import Rules
 from shielded_recrl.dialogue.judges.unseen import Unseen
-from shielded_recrl.dialogue.policy import distance, load_policy
-from shielded_recrl.dialogue.prompts import (
+from shielded_recrl.dialogue.response.prompts import (
     ResponsePrompts,
     ResponseRequest,
     fill,
     load_recommendations,
 )
-from shielded_recrl.dialogue.recall import new_targets, recall, statement
-from shielded_recrl.dialogue.scoring import Answers, report
+from shielded_recrl.dialogue.rl.policy import distance, load_policy
 from shielded_recrl.dialogue.settings import (
     AnnotateSettings,
     DialogueEvaluationSettings,
     ResponsePromptSettings,
 )
 from shielded_recrl.dialogue.supervise import spread
-from shielded_recrl.dialogue.systems import Sampled, best, kl_bound, respond
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import default_device
 from shielded_recrl.explainer.settings import Precision

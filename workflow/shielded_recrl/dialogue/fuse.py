@@ -36,16 +36,16 @@ def main(
     """
     import torch
 
-    from shielded_recrl.dialogue.contexts import entity_samples
-    from shielded_recrl.dialogue.dialogues import Dialogues
-    from shielded_recrl.dialogue.fusion import Recommender
-    from shielded_recrl.dialogue.recommender_evaluation import (
+    from shielded_recrl.dialogue.corpus.dialogues import Dialogues
+    from shielded_recrl.dialogue.recommender.contexts import entity_samples
+    from shielded_recrl.dialogue.recommender.evaluation import (
         counted_systems,
         evaluate,
         trained_system,
     )
-    from shielded_recrl.dialogue.recommender_files import Trained, digests, read_emotions, save
-    from shielded_recrl.dialogue.recommender_training import Knowledge, Schedule, fit
+    from shielded_recrl.dialogue.recommender.files import Trained, digests, read_emotions, save
+    from shielded_recrl.dialogue.recommender.fusion import Recommender
+    from shielded_recrl.dialogue.recommender.training import Knowledge, Schedule, fit
 
     dialogues, felt = Dialogues.load(data), read_emotions(emotions)
     train, valid = (entity_samples(dialogues.split(name), felt) for name in ("train", "valid"))

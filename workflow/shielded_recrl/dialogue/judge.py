@@ -21,12 +21,19 @@ import polars as pl
 import tyro
 from tqdm import tqdm
 
-from shielded_recrl.dialogue.corrupt import FAULTS, Elsewhere, corrupt
-from shielded_recrl.dialogue.judged import CORRUPTED, GOLD, KEYS, SAMPLED, columns, save_judged
+from shielded_recrl.dialogue.critique.judged import (
+    CORRUPTED,
+    GOLD,
+    KEYS,
+    SAMPLED,
+    columns,
+    save_judged,
+)
 from shielded_recrl.dialogue.judges.base import HEADS, Judge
 from shielded_recrl.dialogue.judges.rules import Rules
 from shielded_recrl.dialogue.judges.unseen import Unseen
-from shielded_recrl.dialogue.prompts import ResponsePrompts, ResponseRequest
+from shielded_recrl.dialogue.response.corrupt import FAULTS, Elsewhere, corrupt
+from shielded_recrl.dialogue.response.prompts import ResponsePrompts, ResponseRequest
 from shielded_recrl.dialogue.settings import JudgeSettings, ResponsePromptSettings
 from shielded_recrl.dialogue.supervise import spread
 from shielded_recrl.errors import UserError
@@ -123,7 +130,7 @@ def sample(
     seed: int,
 ) -> dict[str, list[str]]:
     """A response of the supervised LM to each request, by split."""
-    from shielded_recrl.dialogue.generation import generate, uniform_numbers
+    from shielded_recrl.dialogue.response.generation import generate, uniform_numbers
     from shielded_recrl.explainer.base import default_device, load_base
     from shielded_recrl.explainer.lm import load_adapter
     from shielded_recrl.rl.settings import SamplingSettings

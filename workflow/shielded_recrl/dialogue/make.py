@@ -8,7 +8,7 @@ In: a seed and sizes. Out, in one folder:
     goemotions/{train,dev,test}.tsv     text, numbers of labels, id; no header
 
 Equal seeds and sizes give equal bytes. What is latent in the world is described in
-`shielded_recrl.dialogue.world`.
+`shielded_recrl.dialogue.corpus.world`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import numpy as np
 import tyro
 
 from shielded_recrl.data.latent import Item
-from shielded_recrl.dialogue.dialogues import NOT_SAID, ROLES
+from shielded_recrl.dialogue.corpus.dialogues import NOT_SAID, ROLES
+from shielded_recrl.dialogue.corpus.world import Opinion, Talk, World, draw_comments, draw_world
 from shielded_recrl.dialogue.settings import DialogueWorldSettings
-from shielded_recrl.dialogue.world import Opinion, Talk, World, draw_comments, draw_world
 from shielded_recrl.files import atomic
 
 TEST_SHARE = 0.2

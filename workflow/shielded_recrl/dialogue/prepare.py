@@ -25,12 +25,12 @@ from typing import Annotated
 import tyro
 
 from shielded_recrl.data.archive import byte_lines, extracted
-from shielded_recrl.dialogue.dialogues import SPLITS
-from shielded_recrl.dialogue.films import Catalogue, Genres, read_genres, read_names
-from shielded_recrl.dialogue.quarantine import TWICE, Damaged, Quarantine
-from shielded_recrl.dialogue.redial import Conversation, parse
+from shielded_recrl.dialogue.corpus.dialogues import SPLITS
+from shielded_recrl.dialogue.corpus.films import Catalogue, Genres, read_genres, read_names
+from shielded_recrl.dialogue.corpus.quarantine import TWICE, Damaged, Quarantine
+from shielded_recrl.dialogue.corpus.redial import Conversation, parse
+from shielded_recrl.dialogue.corpus.tables import sizes, tables
 from shielded_recrl.dialogue.settings import DialogueDataSettings, DialoguePrepareSettings
-from shielded_recrl.dialogue.tables import sizes, tables
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import SEAL, sealed, sha256, write_json, write_jsonl
 

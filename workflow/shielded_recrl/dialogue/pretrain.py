@@ -19,9 +19,9 @@ import torch
 import tyro
 from tokenizers import AddedToken
 
-from shielded_recrl.dialogue.dialogues import RECOMMENDER, SLOT, Dialogue, Dialogues
-from shielded_recrl.dialogue.labels import EMOTIONS
-from shielded_recrl.dialogue.prompts import NAMES, ResponsePrompts, names_again, slot_form
+from shielded_recrl.dialogue.corpus.dialogues import RECOMMENDER, SLOT, Dialogue, Dialogues
+from shielded_recrl.dialogue.emotion.labels import EMOTIONS
+from shielded_recrl.dialogue.response.prompts import NAMES, ResponsePrompts, names_again, slot_form
 from shielded_recrl.dialogue.settings import ResponseBaseSettings, ResponsePromptSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.pretrain import (

@@ -43,15 +43,15 @@ def main(
     """
     import polars as pl
 
-    from shielded_recrl.dialogue.contexts import recommendation_samples
-    from shielded_recrl.dialogue.dialogues import Dialogues
-    from shielded_recrl.dialogue.recommender_evaluation import (
+    from shielded_recrl.dialogue.corpus.dialogues import Dialogues
+    from shielded_recrl.dialogue.recommender.contexts import recommendation_samples
+    from shielded_recrl.dialogue.recommender.evaluation import (
         counted_systems,
         evaluate,
         recommendations,
         trained_system,
     )
-    from shielded_recrl.dialogue.recommender_files import (
+    from shielded_recrl.dialogue.recommender.files import (
         Trained,
         digests,
         load,
@@ -59,7 +59,7 @@ def main(
         rebuilt,
         save,
     )
-    from shielded_recrl.dialogue.recommender_training import Knowledge, Schedule, fit
+    from shielded_recrl.dialogue.recommender.training import Knowledge, Schedule, fit
 
     dialogues, felt = Dialogues.load(data), read_emotions(emotions)
     path = fusion / "model.safetensors"

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shielded_recrl import markdown
-from shielded_recrl.dialogue.comparison import (
+from shielded_recrl.dialogue.comparison.side_by_side import (
+    Row,
+    as_markdown,
+    first_dialogues,
+    load_responses,
+)
+from shielded_recrl.dialogue.comparison.text import (
     ECR,
     JUDGES,
     STANDARD,
@@ -27,7 +33,6 @@ from shielded_recrl.dialogue.comparison import (
     text_rows,
     verdicts,
 )
-from shielded_recrl.dialogue.side_by_side import Row, as_markdown, first_dialogues, load_responses
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import write_text
 from shielded_recrl.report.pages import document

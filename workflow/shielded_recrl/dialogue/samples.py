@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shielded_recrl.dialogue.comparison import best_of, load_run
-from shielded_recrl.dialogue.side_by_side import as_text, first_dialogues, load_responses
+from shielded_recrl.dialogue.comparison.side_by_side import as_text, first_dialogues, load_responses
+from shielded_recrl.dialogue.comparison.text import best_of, load_run
 from shielded_recrl.errors import UserError
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from shielded_recrl.dialogue.pretrain import example, shuffled
-from shielded_recrl.dialogue.prompts import ResponsePrompts, ResponseRequest, names_again
+from shielded_recrl.dialogue.response.prompts import ResponsePrompts, ResponseRequest, names_again
 from shielded_recrl.dialogue.settings import ResponsePromptSettings, SuperviseSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import default_device, load_base

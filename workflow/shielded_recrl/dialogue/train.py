@@ -29,11 +29,11 @@ import torch
 import tyro
 from torch import nn
 
-from shielded_recrl.dialogue.critic_model import Critic
-from shielded_recrl.dialogue.dialogues import SCHEMAS
-from shielded_recrl.dialogue.policy import WEIGHTS, distance, new_policy, save_policy
-from shielded_recrl.dialogue.prompts import ResponsePrompts, ResponseRequest
-from shielded_recrl.dialogue.reward import dialogue_reward
+from shielded_recrl.dialogue.corpus.dialogues import SCHEMAS
+from shielded_recrl.dialogue.critique.model import Critic
+from shielded_recrl.dialogue.response.prompts import ResponsePrompts, ResponseRequest
+from shielded_recrl.dialogue.rl.policy import WEIGHTS, distance, new_policy, save_policy
+from shielded_recrl.dialogue.rl.reward import dialogue_reward
 from shielded_recrl.dialogue.settings import DialogueRLSettings, ResponsePromptSettings
 from shielded_recrl.dialogue.supervise import require_room
 from shielded_recrl.errors import UserError

@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from shielded_recrl.dialogue.dialogues import SLOT, Turn
+from shielded_recrl.dialogue.corpus.dialogues import SLOT, Turn
 
 HEADS = ("empathy", "informativeness", "recommendation", "engagement", "overall")
 TOKEN = re.compile(rf"{re.escape(SLOT)}|[^\W_]+(?:['’][^\W_]+)*|[.!?…]+|[,;:]")

@@ -27,7 +27,7 @@ from shielded_recrl.chat import (
     check_address,
     quoted,
 )
-from shielded_recrl.dialogue.dialogues import Turn
+from shielded_recrl.dialogue.corpus.dialogues import Turn
 from shielded_recrl.dialogue.judges.base import HEADS, Scores, nothing, read
 from shielded_recrl.dialogue.settings import JudgeSettings
 from shielded_recrl.errors import UserError

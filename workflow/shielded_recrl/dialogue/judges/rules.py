@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from shielded_recrl.dialogue.dialogues import SLOT, Turn
+from shielded_recrl.dialogue.corpus.dialogues import SLOT, Turn
 from shielded_recrl.dialogue.judges import words as lexicon
 from shielded_recrl.dialogue.judges.base import (
     Reading,

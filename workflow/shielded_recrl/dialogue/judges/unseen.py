@@ -35,7 +35,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from shielded_recrl.dialogue.dialogues import RECOMMENDER, SEEKER, Dialogue, Turn
+from shielded_recrl.dialogue.corpus.dialogues import RECOMMENDER, SEEKER, Dialogue, Turn
 from shielded_recrl.dialogue.judges.base import Scores, bounded, nothing, read, tokens
 from shielded_recrl.dialogue.judges.counts import Likeness, Trigrams, word_effects
 from shielded_recrl.errors import UserError

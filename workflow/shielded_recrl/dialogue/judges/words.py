@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import lru_cache
 
+from shielded_recrl.dialogue.emotion.labels import EMOTIONS
+from shielded_recrl.dialogue.emotion.lexicon import probabilities
 from shielded_recrl.dialogue.judges.base import read
-from shielded_recrl.dialogue.labels import EMOTIONS
-from shielded_recrl.dialogue.lexicon import probabilities
 
 
 def _words(text: str) -> frozenset[str]:

@@ -1,0 +1,1 @@
+"""The comparison of supervised, best-of-N and RL responses."""

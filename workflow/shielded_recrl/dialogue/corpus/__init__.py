@@ -1,0 +1,1 @@
+"""Dialogues: raw files, their damage, their tables, and the embedded world."""

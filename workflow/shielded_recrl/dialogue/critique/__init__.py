@@ -1,0 +1,1 @@
+"""The critic of responses: what judges said, the model, the gate."""

@@ -1,0 +1,1 @@
+"""Emotions of texts: labels, classifier, word list, and how well they fit."""

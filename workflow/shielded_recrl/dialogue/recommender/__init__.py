@@ -1,0 +1,1 @@
+"""The recommender of both stages: evidence, vectors, training, metrics."""

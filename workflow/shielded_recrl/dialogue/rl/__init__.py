@@ -1,0 +1,1 @@
+"""Responses trained by reward: the policy and the reward."""
