@@ -29,7 +29,7 @@ from shielded_recrl.files import (
     write_jsonl,
     write_text,
 )
-from shielded_recrl.ranker.data import read_parquet
+from shielded_recrl.parquet import read_parquet
 from shielded_recrl.shield.serving import read_tensors
 
 VALUES = st.recursive(

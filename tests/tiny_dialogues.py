@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from shielded_recrl.dialogue.annotate import SCHEMA as EMOTIONS
 from shielded_recrl.dialogue.corpus.dialogues import RECOMMENDER, SCHEMAS, SEEKER, SLOT
+from shielded_recrl.dialogue.emotion.turns import SCHEMA as EMOTIONS
+from shielded_recrl.dialogue.inputs import ResponseInputs
 from shielded_recrl.dialogue.response.prompts import RECOMMENDATIONS
+from shielded_recrl.dialogue.settings import ResponsePromptSettings
 from shielded_recrl.files import write_json
 
 FILMS = 12
@@ -28,6 +31,10 @@ class TinyDialogues:
     data: Path
     emotion: Path
     recommendations: Path
+
+    def inputs(self, base: Path, prompt: ResponsePromptSettings, **others: Any) -> ResponseInputs:
+        """As commands take them, with a base LM."""
+        return ResponseInputs(base=base, prompt=prompt, **vars(self), **others)
 
 
 def write_dialogues(folder: Path, count: int = 40, seed: int = 0) -> TinyDialogues:

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from command_line import here
-from shielded_recrl.dialogue.annotate import annotate, kept, load_emotions
 from shielded_recrl.dialogue.corpus.dialogues import SCHEMAS
 from shielded_recrl.dialogue.emotion import lexicon
 from shielded_recrl.dialogue.emotion.labels import EMOTIONS
+from shielded_recrl.dialogue.emotion.turns import annotate, kept, load_emotions
 from shielded_recrl.dialogue.settings import AnnotateSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import SEAL, sealed
@@ -136,12 +136,11 @@ def test_a_damaged_file_is_refused(data, tmp_path):
 @pytest.mark.parametrize(
     "column",
     [
-        pl.lit(1).alias("more"),
         pl.lit(["joy"], pl.List(pl.String)).alias("emotions"),
         pl.lit([0.5, 0.2], pl.List(pl.Float32)).alias("probabilities"),
         pl.lit(None, pl.List(pl.String)).alias("emotions"),
     ],
-    ids=["a column more", "an unknown emotion", "another number of shares", "no list"],
+    ids=["an unknown emotion", "another number of shares", "no list"],
 )
 def test_a_file_of_another_kind_is_refused(column, data, tmp_path):
     out = tmp_path / "turns.parquet"

@@ -11,10 +11,15 @@ from transformers import BertConfig, BertModel
 
 from shielded_recrl.dialogue import critic as command
 from shielded_recrl.dialogue.corpus.dialogues import Dialogues, Turn
-from shielded_recrl.dialogue.critic import Critic
 from shielded_recrl.dialogue.critique.gate import gate, is_plain, report_of_critic
 from shielded_recrl.dialogue.critique.judged import KEYS, columns, load_judged, save_judged
-from shielded_recrl.dialogue.critique.model import context_text, new_encoder, pretrained_encoder
+from shielded_recrl.dialogue.critique.model import (
+    Critic,
+    context_text,
+    new_encoder,
+    pretrained_encoder,
+)
+from shielded_recrl.dialogue.critique.training import fit
 from shielded_recrl.dialogue.judges.base import HEADS
 from shielded_recrl.dialogue.settings import CriticTrainingSettings
 from shielded_recrl.errors import UserError
@@ -319,7 +324,7 @@ def test_an_encoder_from_a_folder_is_trained(trained, tmp_path):
     rows = split(trained)
     model, reader = pretrained_encoder(tmp_path / "encoder", 48, seed=0)
     one_epoch = SMALL.model_copy(update={"epochs": 1})
-    found = command.fit(model, reader, rows["valid"], rows["test"], one_epoch, seed=0)
+    found = fit(model, reader, rows["valid"], rows["test"], one_epoch, seed=0)
     before = load_file(tmp_path / "encoder/model.safetensors")
     name = "encoder.layer.0.attention.self.query.weight"
     assert not torch.equal(before[name], model.state_dict()[f"bert.{name}"])

@@ -384,9 +384,9 @@ def test_a_recall_below_the_bound_stops_the_run_and_writes_nothing(data, tmp_pat
 
 
 def test_missing_inputs_are_one_line(data, tmp_path):
-    with pytest.raises(UserError, match=r"turns\.parquet: no such file; run .*annotate"):
+    with pytest.raises(UserError, match=r"turns\.parquet: no such file; make it with .*annotate"):
         fuse.main(data=data, out=tmp_path, seed=1, emotions=tmp_path / "turns.parquet")
-    with pytest.raises(UserError, match=r"no such file; run .*prepare"):
+    with pytest.raises(UserError, match=r"no such file; make it with .*prepare"):
         fuse.main(data=tmp_path, out=tmp_path, seed=1)
     with pytest.raises(UserError, match="no such file; make it with"):
         load(tmp_path / "model.safetensors")

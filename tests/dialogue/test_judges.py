@@ -30,13 +30,12 @@ from shielded_recrl.dialogue.judges.rules import (
 )
 from shielded_recrl.dialogue.judges.unseen import Unseen
 from shielded_recrl.dialogue.response.corrupt import FAULTS
-from shielded_recrl.dialogue.response.prompts import ResponseRequest
+from shielded_recrl.dialogue.response.prompts import ResponseRequest, spread
 from shielded_recrl.dialogue.settings import (
     DialogueWorldSettings,
     JudgeSettings,
     ResponsePromptSettings,
 )
-from shielded_recrl.dialogue.supervise import spread
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.init import save_adapter
 from shielded_recrl.explainer.pretrain import train_tokenizer
@@ -303,7 +302,7 @@ def test_the_gold_response_is_evidence_of_the_unseen_judge_alone(judges, held_ou
     assert rules(*asked, gold=request.gold) == rules(*asked, gold="Ok") == rules(*asked)
 
 
-@pytest.mark.parametrize("module", ["critic", "critic_model", "reward", "train"])
+@pytest.mark.parametrize("module", ["critic", "critique.model", "rl.reward", "train"])
 def test_what_learns_reaches_no_line_of_the_unseen_judge(module):
     reached = import_closure(f"shielded_recrl.dialogue.{module}")
     assert "shielded_recrl.dialogue.judges.base" in reached
@@ -371,14 +370,9 @@ def test_the_command_judges_every_kind(tmp_path):
 
     def run(name, url):
         judge_command(
-            data=paths.data,
-            emotion=paths.emotion,
-            recommendations=paths.recommendations,
-            base=base,
+            inputs=paths.inputs(base, ResponsePromptSettings(prompt_tokens=64), response_tokens=8),
             adapter=tmp_path / "adapter",
             out=tmp_path / f"{name}.parquet",
-            response_tokens=8,
-            prompt=ResponsePromptSettings(prompt_tokens=64),
             settings=JudgeSettings(
                 train_turns=20, valid_turns=6, test_turns=8, models=("judge",), url=url
             ),
@@ -413,7 +407,7 @@ def test_the_command_judges_every_kind(tmp_path):
 
 def test_damaged_tables_are_one_line(tmp_path, table):
     path = tmp_path / "judged.parquet"
-    with pytest.raises(UserError, match="no such file; run"):
+    with pytest.raises(UserError, match=r"no such file; make it with .*judge"):
         load_judged(path)
     save_judged(path, table)
     assert load_judged(path).equals(table)
@@ -423,8 +417,8 @@ def test_damaged_tables_are_one_line(tmp_path, table):
     with pytest.raises(UserError, match="damaged"):
         load_judged(path)
     for wrong, message in (
-        (table.drop("kind"), "no whole column kind"),
-        (table.drop("rules_empathy"), "no column rules_empathy"),
+        (table.drop("kind"), "expected column 'kind'"),
+        (table.drop("rules_empathy"), "expected column 'rules_empathy'"),
         (table.with_columns(rules_overall=pl.lit(1.5, pl.Float32)), "no number in \\[0, 1\\]"),
         (table.with_columns(rules_overall=pl.lit(math.nan, pl.Float32)), "no number in"),
         (table.drop(*columns("rules"), *columns("unseen")), "no column of a judge"),
@@ -433,5 +427,5 @@ def test_damaged_tables_are_one_line(tmp_path, table):
         with pytest.raises(UserError, match=message):
             load_judged(path)
     path.write_text("no parquet")
-    with pytest.raises(UserError, match="no readable parquet file"):
+    with pytest.raises(UserError, match="not a whole parquet file"):
         load_judged(path)

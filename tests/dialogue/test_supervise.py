@@ -15,7 +15,7 @@ from command_line import here
 from shielded_recrl.dialogue import pretrain, supervise
 from shielded_recrl.dialogue.corpus.dialogues import SLOT, Dialogues, Turn
 from shielded_recrl.dialogue.response.generation import generate, uniform_numbers
-from shielded_recrl.dialogue.response.prompts import ResponsePrompts, fill, names_again
+from shielded_recrl.dialogue.response.prompts import ResponsePrompts, fill, names_again, spread
 from shielded_recrl.dialogue.settings import (
     ResponseBaseSettings,
     ResponsePromptSettings,
@@ -54,13 +54,12 @@ def base(world, tmp_path_factory) -> Path:
 
 def supervised(world: TinyDialogues, base: Path, folder: Path, settings=LESSONS, **changes) -> Path:
     """A folder with `adapter` and `supervise.jsonl`."""
-    given = {
-        **{"data": world.data, "emotion": world.emotion},
-        **{"recommendations": world.recommendations, "base": base},
-        **{"out": folder / "adapter", "log": folder / "supervise.jsonl"},
-        **{"prompt": PROMPT, "settings": settings},
-    }
-    supervise.main(**given | changes)
+    supervise.main(
+        inputs=world.inputs(base, **{"prompt": PROMPT} | changes),
+        out=folder / "adapter",
+        log=folder / "supervise.jsonl",
+        settings=settings,
+    )
     return folder
 
 
@@ -150,8 +149,8 @@ def test_only_the_response_is_learned(prompts):
 
 
 def test_validation_responses_are_spread_evenly():
-    assert supervise.spread(list("abcdefgh"), 4) == ["a", "c", "e", "g"]
-    assert supervise.spread(list("abc"), 5) == ["a", "b", "c"]
+    assert spread(list("abcdefgh"), 4) == ["a", "c", "e", "g"]
+    assert spread(list("abc"), 5) == ["a", "b", "c"]
 
 
 def test_the_validation_loss_is_a_mean_over_tokens():

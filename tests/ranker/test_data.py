@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shielded_recrl.errors import UserError
+from shielded_recrl.parquet import read_parquet
 from shielded_recrl.ranker import data
-from shielded_recrl.ranker.data import Sequences, Splits, load_splits, read_parquet
+from shielded_recrl.ranker.data import Sequences, Splits, load_splits
 
 SEQUENCES = [
     {"train": [3, 1], "valid": [4], "test": [5]},

@@ -19,8 +19,8 @@ from shielded_recrl.audit.toxicity import load_scorer
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_base, load_tokenizer
 from shielded_recrl.explainer.lm import load_adapter
+from shielded_recrl.parquet import read_parquet
 from shielded_recrl.ranker import sasrec
-from shielded_recrl.ranker.data import read_parquet
 from shielded_recrl.resume import load_progress
 from shielded_recrl.rl.evaluation import bertscore
 from shielded_recrl.rl.evaluation.bertscore import BERTScoreModel, check_bertscore

@@ -25,7 +25,6 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from shielded_recrl.dialogue.annotate import annotate, labeller
 from shielded_recrl.dialogue.comparison.contestants import (
     BEST,
     GOLD,
@@ -38,6 +37,8 @@ from shielded_recrl.dialogue.comparison.recall import new_targets, recall, state
 from shielded_recrl.dialogue.comparison.scoring import Answers, report
 from shielded_recrl.dialogue.comparison.systems import Sampled, best, kl_bound, respond
 from shielded_recrl.dialogue.critique.model import Critic
+from shielded_recrl.dialogue.emotion.turns import annotate, labeller
+from shielded_recrl.dialogue.inputs import ResponseInputs
 from shielded_recrl.dialogue.judges.base import HEADS, Judge
 from shielded_recrl.dialogue.judges.rules import Rules
 from shielded_recrl.dialogue.judges.unseen import Unseen
@@ -46,17 +47,15 @@ from shielded_recrl.dialogue.response.prompts import (
     ResponseRequest,
     fill,
     load_recommendations,
+    spread,
 )
 from shielded_recrl.dialogue.rl.policy import distance, load_policy
 from shielded_recrl.dialogue.settings import (
     AnnotateSettings,
     DialogueEvaluationSettings,
-    ResponsePromptSettings,
 )
-from shielded_recrl.dialogue.supervise import spread
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import default_device
-from shielded_recrl.explainer.settings import Precision
 from shielded_recrl.files import read_json, sha256, write_json, write_jsonl
 from shielded_recrl.statistics import bootstrap
 
@@ -65,54 +64,42 @@ OVERALL = HEADS.index("overall")
 
 def main(
     *,
-    data: Path,
-    emotion: Path,
-    recommendations: Path,
-    base: Path,
+    inputs: Annotated[ResponseInputs, tyro.conf.arg(name="")],
     supervised: Path,
     reward_critic: Path,
     run: Path,
-    prompt: Annotated[ResponsePromptSettings, tyro.conf.arg(name="")],
     settings: Annotated[DialogueEvaluationSettings, tyro.conf.arg(name="")],
     labels: Annotated[AnnotateSettings, tyro.conf.arg(name="labels")],
     emotion_model: Path | None = None,
-    precision: Precision = "fp32",
-    response_tokens: int = 32,
-    seed: int = 42,
 ) -> None:
     """Compare supervised, best-of-N and RL responses on test dialogues.
 
     Args:
-        data: folder of the prepared dialogues.
-        emotion: turns.parquet of `annotate`.
-        recommendations: recommendations.parquet of `recommend`.
-        base: folder of the base LM.
+        inputs: what responses are written from.
         supervised: folder of the supervised adapter.
         reward_critic: folder of the trained critic.
         run: folder of a run of `train`; evaluation.json and responses.jsonl are written there.
-        prompt: lengths of the prompt.
         settings: how many turns are answered, and how often.
         labels: what labels responses with emotions.
         emotion_model: folder of the emotion classifier; not read where a list of words labels.
-        precision: precision the merged base is held in.
-        response_tokens: longest response.
-        seed: of sampling and bootstrap.
     """
-    prompts = ResponsePrompts.load(data, emotion, recommendations, base, prompt)
+    prompts, seed = inputs.prompts(), inputs.seed
     test = prompts.dialogues.split("test")
     requests = spread(prompts.requests("test"), settings.test_turns)
     if len({request.dialogue for request in requests}) < 2:
         raise UserError(
-            f"{data}: intervals need turns of two test dialogues at least; give more dialogues"
+            f"{inputs.data}: intervals need turns of two test dialogues at least; give more dialogues"
         )
     wanted = new_targets(test, prompts.recommended)
 
     def served(films: Mapping[tuple[int, int], Sequence[int]]) -> dict[str, Any]:
         found = recall(films, wanted, settings.bootstrap, seed)
-        return {**found, "targets": len(wanted), "sha256": sha256(recommendations)}
+        return {**found, "targets": len(wanted), "sha256": sha256(inputs.recommendations)}
 
     before = served(prompts.recommended)
-    model = load_policy(base, supervised, run / "adapter", precision, default_device())
+    model = load_policy(
+        inputs.base, supervised, run / "adapter", inputs.precision, default_device()
+    )
     moved = distance(model)
     if not moved["norm"] > 0:
         raise UserError(
@@ -127,7 +114,7 @@ def main(
             ids,
             adapter=name == RL,
             samples=settings.best_of,
-            response_tokens=response_tokens,
+            response_tokens=inputs.response_tokens,
             temperature=settings.temperature,
             seed=seed,
         )
@@ -152,13 +139,13 @@ def main(
         )
         for name, said in texts.items()
     }
-    after = served(load_recommendations(recommendations, prompts.dialogues))
+    after = served(load_recommendations(inputs.recommendations, prompts.dialogues))
     summary = read_json(run / "summary.json")
     write_json(
         run / "evaluation.json",
         {
             "seed": seed,
-            "synthetic": read_json(data / "stats.json")["synthetic"],
+            "synthetic": read_json(inputs.data / "stats.json")["synthetic"],
             "turns": len(requests),
             "dialogues": len({request.dialogue for request in requests}),
             "temperature": settings.temperature,
@@ -167,7 +154,7 @@ def main(
             "ended": {name: float(said.ended.mean()) for name, said in sampled.items()},
             "samples": samples(settings.best_of, summary),
             "distance": moved,
-            "recommendations": statement(before, after, recommendations),
+            "recommendations": statement(before, after, inputs.recommendations),
             "inputs": {
                 "adapter": sha256(run / "adapter"),
                 "supervised": sha256(supervised),

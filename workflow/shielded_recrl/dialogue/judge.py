@@ -29,15 +29,14 @@ from shielded_recrl.dialogue.critique.judged import (
     columns,
     save_judged,
 )
+from shielded_recrl.dialogue.inputs import ResponseInputs
 from shielded_recrl.dialogue.judges.base import HEADS, Judge
 from shielded_recrl.dialogue.judges.rules import Rules
 from shielded_recrl.dialogue.judges.unseen import Unseen
 from shielded_recrl.dialogue.response.corrupt import FAULTS, Elsewhere, corrupt
-from shielded_recrl.dialogue.response.prompts import ResponsePrompts, ResponseRequest
-from shielded_recrl.dialogue.settings import JudgeSettings, ResponsePromptSettings
-from shielded_recrl.dialogue.supervise import spread
+from shielded_recrl.dialogue.response.prompts import ResponsePrompts, ResponseRequest, spread
+from shielded_recrl.dialogue.settings import JudgeSettings
 from shielded_recrl.errors import UserError
-from shielded_recrl.explainer.settings import Precision
 
 # Of the seeds of sampling, one for each split.
 SPLITS = ("train", "valid", "test")
@@ -54,34 +53,20 @@ class Response(NamedTuple):
 
 def main(
     *,
-    data: Path,
-    emotion: Path,
-    recommendations: Path,
-    base: Path,
+    inputs: Annotated[ResponseInputs, tyro.conf.arg(name="")],
     adapter: Path,
     out: Path,
-    precision: Precision = "fp32",
-    response_tokens: int = 32,
-    seed: int = 42,
-    prompt: Annotated[ResponsePromptSettings, tyro.conf.arg(name="")],
     settings: Annotated[JudgeSettings, tyro.conf.arg(name="")],
 ) -> None:
     """Score gold, sampled and corrupted responses with the judges.
 
     Args:
-        data: folder of the prepared dialogues.
-        emotion: turns.parquet of `annotate`.
-        recommendations: recommendations.parquet of `recommend`.
-        base: folder of the base LM.
+        inputs: what responses are written from.
         adapter: folder of the supervised adapter.
         out: judged.parquet to write.
-        precision: precision the base is held in.
-        response_tokens: longest sampled response.
-        seed: of sampling and of faults.
-        prompt: lengths of the prompt.
         settings: how many turns are judged, and by whom.
     """
-    prompts = ResponsePrompts.load(data, emotion, recommendations, base, prompt)
+    prompts, seed = inputs.prompts(), inputs.seed
     sizes = (settings.train_turns, settings.valid_turns, settings.test_turns)
     chosen = {
         split: spread(prompts.requests(split), most)
@@ -89,10 +74,10 @@ def main(
     }
     for split, requests in chosen.items():
         if not requests:
-            raise UserError(f"{data}: no turn of a recommender in {split}; give more dialogues")
-    sampled = sample(
-        prompts, chosen, base, adapter, precision, response_tokens, settings.temperature, seed
-    )
+            raise UserError(
+                f"{inputs.data}: no turn of a recommender in {split}; give more dialogues"
+            )
+    sampled = sample(inputs, prompts, chosen, adapter, settings.temperature)
     titles = catalogue(prompts)
     rows = [
         row
@@ -120,14 +105,11 @@ def catalogue(prompts: ResponsePrompts) -> list[str]:
 
 
 def sample(
+    inputs: ResponseInputs,
     prompts: ResponsePrompts,
     chosen: dict[str, list[ResponseRequest]],
-    base: Path,
     adapter: Path,
-    precision: Precision,
-    response_tokens: int,
     temperature: float,
-    seed: int,
 ) -> dict[str, list[str]]:
     """A response of the supervised LM to each request, by split."""
     from shielded_recrl.dialogue.response.generation import generate, uniform_numbers
@@ -135,13 +117,16 @@ def sample(
     from shielded_recrl.explainer.lm import load_adapter
     from shielded_recrl.rl.settings import SamplingSettings
 
-    model = load_adapter(load_base(base, precision, default_device()), adapter)
+    base = load_base(inputs.base, inputs.precision, default_device())
+    model = load_adapter(base, adapter)
     return {
         split: generate(
             model,
             prompts.tokenizer,
             [prompts.ids(request) for request in requests],
-            uniform_numbers([seed, SPLITS.index(split)], len(requests), response_tokens),
+            uniform_numbers(
+                [inputs.seed, SPLITS.index(split)], len(requests), inputs.response_tokens
+            ),
             SamplingSettings(temperature=temperature, top_p=1.0),
         )
         for split, requests in chosen.items()

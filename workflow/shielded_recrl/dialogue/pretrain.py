@@ -21,6 +21,7 @@ from tokenizers import AddedToken
 
 from shielded_recrl.dialogue.corpus.dialogues import RECOMMENDER, SLOT, Dialogue, Dialogues
 from shielded_recrl.dialogue.emotion.labels import EMOTIONS
+from shielded_recrl.dialogue.response.examples import example, shuffled
 from shielded_recrl.dialogue.response.prompts import NAMES, ResponsePrompts, names_again, slot_form
 from shielded_recrl.dialogue.settings import ResponseBaseSettings, ResponsePromptSettings
 from shielded_recrl.errors import UserError
@@ -109,15 +110,3 @@ def examples(
                 before = prompts.plain_ids(dialogue.turns[:place])
                 found.append(example(before, answer, settings.context_weight))
     return found
-
-
-def example(prompt: Sequence[int], answer: Sequence[int], context_weight: float) -> Example:
-    """Prompt and response as one text; its first token has nothing before it and no weight."""
-    weights = [context_weight] * len(prompt) + [1.0] * len(answer)
-    return Example((*prompt, *answer), (0.0, *weights[1:]))
-
-
-def shuffled(rows: Sequence[Example], rng: random.Random) -> Iterator[Example]:
-    """Endless rows: all of them in a random order, then all of them in another."""
-    while True:
-        yield from rng.sample(rows, len(rows))

@@ -27,13 +27,20 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from shielded_recrl.dialogue.pretrain import example, shuffled
-from shielded_recrl.dialogue.response.prompts import ResponsePrompts, ResponseRequest, names_again
-from shielded_recrl.dialogue.settings import ResponsePromptSettings, SuperviseSettings
+from shielded_recrl.dialogue.inputs import ResponseInputs
+from shielded_recrl.dialogue.response.examples import example, shuffled
+from shielded_recrl.dialogue.response.generation import require_room
+from shielded_recrl.dialogue.response.prompts import (
+    ResponsePrompts,
+    ResponseRequest,
+    names_again,
+    spread,
+)
+from shielded_recrl.dialogue.settings import SuperviseSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import default_device, load_base
 from shielded_recrl.explainer.init import new_adapter, save_adapter
-from shielded_recrl.explainer.lm import adapter_parameters, causal_lm
+from shielded_recrl.explainer.lm import adapter_parameters
 from shielded_recrl.explainer.pretrain import (
     MAX_GRAD_NORM,
     WEIGHT_DECAY,
@@ -43,7 +50,6 @@ from shielded_recrl.explainer.pretrain import (
     learning_rate_factor,
     weighted_loss,
 )
-from shielded_recrl.explainer.settings import Precision
 from shielded_recrl.files import sealed, write_jsonl
 
 # Responses that are validated together.
@@ -52,45 +58,31 @@ VALID_BATCH = 64
 
 def main(
     *,
-    data: Path,
-    emotion: Path,
-    recommendations: Path,
-    base: Path,
+    inputs: Annotated[ResponseInputs, tyro.conf.arg(name="")],
     out: Path,
     log: Path,
-    seed: int = 42,
-    precision: Precision = "fp32",
-    response_tokens: int = 32,
-    prompt: Annotated[ResponsePromptSettings, tyro.conf.arg(name="")],
     settings: Annotated[SuperviseSettings, tyro.conf.arg(name="")],
 ) -> None:
     """Train a LoRA adapter on the recommender's turns.
 
     Args:
-        data: folder of the prepared dialogues.
-        emotion: turns.parquet of `annotate`.
-        recommendations: recommendations.parquet of `recommend`.
-        base: folder of the base LM.
+        inputs: what responses are written from.
         out: folder of the adapter to write.
         log: supervise.jsonl to write.
-        seed: seed of lora_A and of the order.
-        precision: precision the base is held in.
-        response_tokens: longest response; longer ones are left out.
-        prompt: lengths of the prompt.
         settings: size of the adapter, and its training.
     """
-    prompts = ResponsePrompts.load(data, emotion, recommendations, base, prompt)
-    taught, held = (lessons(prompts, split, response_tokens) for split in ("train", "valid"))
+    prompts, seed = inputs.prompts(), inputs.seed
+    taught, held = (lessons(prompts, split, inputs.response_tokens) for split in ("train", "valid"))
     for split, found in (("train", taught), ("valid", held)):
         if not found:
             raise UserError(
-                f"{data}: no recommender of the {split} split answers in {response_tokens} tokens "
+                f"{inputs.data}: no recommender of the {split} split answers in {inputs.response_tokens} tokens "
                 "or less; raise dialogue.response.response_tokens or give more dialogues"
             )
     held = spread(held, settings.valid_responses)
     device = default_device()
-    model = load_base(base, precision, device)
-    require_room(model, prompt.prompt_tokens + response_tokens)
+    model = load_base(inputs.base, inputs.precision, device)
+    require_room(model, inputs.prompt.prompt_tokens + inputs.response_tokens)
     model = new_adapter(model, settings.lora_rank, settings.lora_alpha, seed)
     found = fit(
         model,
@@ -138,31 +130,10 @@ def lessons(prompts: ResponsePrompts, split: str, response_tokens: int) -> list[
     return found
 
 
-def spread(requests: Sequence[ResponseRequest], most: int) -> list[ResponseRequest]:
-    """At most so many requests, evenly over all."""
-    if len(requests) <= most:
-        return list(requests)
-    return [requests[place * len(requests) // most] for place in range(most)]
-
-
 def row(prompts: ResponsePrompts, request: ResponseRequest, plain: bool = False) -> Example:
     """A request and its gold response; only tokens of the response have a weight."""
     prompt = prompts.plain_ids(request.context) if plain else prompts.ids(request)
     return example(prompt, prompts.response_ids(request.gold), 0.0)
-
-
-def require_room(model: nn.Module, tokens: int) -> None:
-    """Refuse prompts and responses that the LM has no positions for.
-
-    Raises:
-        UserError: they are longer than its context.
-    """
-    most = getattr(causal_lm(model).config, "max_position_embeddings", None)
-    if most is not None and tokens > most:
-        raise UserError(
-            f"dialogue.response: prompt_tokens and response_tokens make {tokens}, but the base LM "
-            f"reads {most} at the most; lower them"
-        )
 
 
 class Fit(NamedTuple):

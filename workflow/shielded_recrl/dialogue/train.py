@@ -29,16 +29,15 @@ import torch
 import tyro
 from torch import nn
 
-from shielded_recrl.dialogue.corpus.dialogues import SCHEMAS
 from shielded_recrl.dialogue.critique.model import Critic
+from shielded_recrl.dialogue.inputs import ResponseInputs
+from shielded_recrl.dialogue.response.generation import require_room
 from shielded_recrl.dialogue.response.prompts import ResponsePrompts, ResponseRequest
 from shielded_recrl.dialogue.rl.policy import WEIGHTS, distance, new_policy, save_policy
 from shielded_recrl.dialogue.rl.reward import dialogue_reward
-from shielded_recrl.dialogue.settings import DialogueRLSettings, ResponsePromptSettings
-from shielded_recrl.dialogue.supervise import require_room
+from shielded_recrl.dialogue.settings import DialogueRLSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import default_device
-from shielded_recrl.explainer.settings import Precision
 from shielded_recrl.files import sha256, write_json, write_jsonl
 from shielded_recrl.provenance import code_digest
 from shielded_recrl.resume import discard_progress, fingerprint, load_progress, save_progress
@@ -52,38 +51,24 @@ ORDER = 0
 
 def main(
     *,
-    data: Path,
-    emotion: Path,
-    recommendations: Path,
-    base: Path,
+    inputs: Annotated[ResponseInputs, tyro.conf.arg(name="")],
     supervised: Path,
     reward_critic: Path,
     out: Path,
     scratch: Path,
-    prompt: Annotated[ResponsePromptSettings, tyro.conf.arg(name="")],
     settings: Annotated[DialogueRLSettings, tyro.conf.arg(name="")],
-    precision: Precision = "fp32",
-    response_tokens: int = 32,
-    seed: int = 42,
     live: Path | None = None,
     loggers: tuple[LoggerName, ...] | None = None,
 ) -> None:
     """Train the supervised response LM with PPO.
 
     Args:
-        data: folder of the prepared dialogues.
-        emotion: turns.parquet of `annotate`.
-        recommendations: recommendations.parquet of `recommend`.
-        base: folder of the base LM.
+        inputs: what responses are written from.
         supervised: folder of the supervised adapter.
         reward_critic: folder of the trained critic.
         out: folder of the run to write.
         scratch: folder of checkpoints; emptied when the run ends.
-        prompt: lengths of the prompt.
         settings: PPO and the reward's weights.
-        precision: precision the merged base is held in.
-        response_tokens: longest response.
-        seed: seed of this run.
         live: folder in which loggers write while the run goes on; none: they write nothing.
         loggers: tensorboard, wandb; those that RECRL_LOGGERS names by default, else tensorboard.
     """
@@ -93,7 +78,7 @@ def main(
             "memory; take transformers"
         )
     ranks = join()
-    prompts = ResponsePrompts.load(data, emotion, recommendations, base, prompt)
+    prompts, seed = inputs.prompts(), inputs.seed
     asked = TrainPrompts(
         prompts,
         prompts.requests("train"),
@@ -103,22 +88,24 @@ def main(
     steps = asked.steps(settings)
     device = default_device()
     model = new_policy(
-        base, supervised, settings.lora_rank, settings.lora_alpha, seed, precision, device
+        inputs.base,
+        supervised,
+        settings.lora_rank,
+        settings.lora_alpha,
+        seed,
+        inputs.precision,
+        device,
     )
-    require_room(model, prompt.prompt_tokens + response_tokens)
+    require_room(model, inputs.prompt.prompt_tokens + inputs.response_tokens)
     judge = Critic.load(reward_critic, device)
     frozen = digest(judge.learned.model)
-    inputs = {
-        **{name: data / f"{name}.parquet" for name in SCHEMAS},
-        **{"emotion": emotion, "recommendations": recommendations},
-        **{"base": base, "supervised": supervised, "critic": reward_critic},
-    }
+    read = {**inputs.files(), "supervised": supervised, "critic": reward_critic}
     owner = fingerprint(
         {
             "code": code_digest("shielded_recrl.dialogue.train"),
-            "inputs": {name: sha256(path) for name, path in inputs.items()},
-            "settings": [prompt.model_dump(), settings.model_dump()],
-            "run": [precision, response_tokens, seed],
+            "inputs": {name: sha256(path) for name, path in read.items()},
+            "settings": [inputs.prompt.model_dump(), settings.model_dump()],
+            "run": [inputs.precision, inputs.response_tokens, seed],
             "machine": [ranks.world, device.type],
         }
     )
@@ -128,7 +115,7 @@ def main(
         asked,
         dialogue_reward(judge, prompts.dialogues, settings.reward),
         settings,
-        max_new_tokens=response_tokens,
+        max_new_tokens=inputs.response_tokens,
         seed=seed,
         ranks=ranks,
     )

@@ -16,7 +16,8 @@ from shielded_recrl.errors import UserError
 from shielded_recrl.explain.answers import Person, Role, Thing
 from shielded_recrl.explainer.prompts import Item, load_items
 from shielded_recrl.files import read_json
-from shielded_recrl.ranker.data import Splits, load_splits, read_parquet
+from shielded_recrl.parquet import read_parquet
+from shielded_recrl.ranker.data import Splits, load_splits
 from shielded_recrl.rl.evaluation.simulator import ClaimIndex
 from shielded_recrl.shield.roles import Roles, assign_roles
 from shielded_recrl.shield.settings import RoleSettings

@@ -50,7 +50,7 @@ from shielded_recrl.explainer.prompts import (
 from shielded_recrl.explainer.settings import PretrainSettings, PromptSettings, SmallLMSettings
 from shielded_recrl.explainer.texts import Style, load_styles, write
 from shielded_recrl.files import sealed
-from shielded_recrl.ranker.data import read_parquet
+from shielded_recrl.parquet import read_parquet
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 # Room for the longest prompt and explanation of any variant; RoPE has no weights of its own.

@@ -18,7 +18,7 @@ import polars as pl
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import PromptSettings
-from shielded_recrl.ranker.data import read_parquet
+from shielded_recrl.parquet import read_parquet
 
 # Longer titles are shortened, so that one hostile title cannot push the history out of the prompt.
 TITLE_CHARACTERS = 60

@@ -8,17 +8,16 @@ interactions take 100 MB and every question about all users is answered without 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import intact
+from shielded_recrl.parquet import read_parquet
 
 SPLITS = ("train", "valid", "test")
 
@@ -177,44 +176,6 @@ def load_splits(folder: Path) -> Splits:
     if not len(sequences["train"].items):
         raise UserError(f"{folder / 'train.parquet'}: no interaction; make the dataset again")
     return Splits(n_users, n_items, **sequences)
-
-
-def read_parquet(
-    path: Path, columns: Mapping[str, Any], nullable: Collection[str] = ()
-) -> pl.DataFrame:
-    """Read the named columns, checking that they have these types and no null.
-
-    Args:
-        path: parquet file of the data stage.
-        columns: name -> polars type.
-        nullable: columns that may hold nulls all the same.
-
-    Raises:
-        UserError: the file is missing or damaged, or a column is.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; make it with `python -m shielded_recrl.data`")
-    try:
-        schema = pl.read_parquet_schema(intact(path))
-        wrong = [name for name, kind in columns.items() if schema.get(name) != kind]
-        if not wrong:
-            frame = pl.read_parquet(path, columns=list(columns))
-    except (pl.exceptions.PolarsError, OSError) as error:
-        first_line = next(iter(str(error).splitlines()), "")
-        raise UserError(
-            f"{path}: not a whole parquet file ({first_line}); delete it and make it again"
-        ) from error
-    if wrong:
-        raise UserError(
-            f"{path}: expected column {wrong[0]!r} of type {columns[wrong[0]]}, "
-            f"found {schema.get(wrong[0], 'none')}; make the file with the data stage"
-        )
-    for name in columns:
-        if name not in nullable and frame[name].null_count():
-            row = int(frame[name].is_null().arg_true()[0])
-            raise UserError(f"{path}: column {name!r} is null in row {row}; every row needs one")
-    return frame
 
 
 def _catalogue_size(path: Path, column: str) -> int:

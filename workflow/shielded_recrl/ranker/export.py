@@ -14,7 +14,8 @@ import polars as pl
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import SEAL, intact, sealed
-from shielded_recrl.ranker.data import load_splits, read_parquet
+from shielded_recrl.parquet import read_parquet
+from shielded_recrl.ranker.data import load_splits
 from shielded_recrl.ranker.evaluation import BLOCK, inner_product_score
 from shielded_recrl.ranker.metrics import find
 

@@ -13,8 +13,7 @@ from typing import NamedTuple, Self
 
 import polars as pl
 
-from shielded_recrl.errors import UserError, first_line
-from shielded_recrl.files import intact
+from shielded_recrl.parquet import read_parquet
 
 # Stands for a film in the text of a turn.
 SLOT = "<movie>"
@@ -48,6 +47,10 @@ SCHEMAS = {
         "mentions": pl.Int32,
     },
 }
+
+# A film may have no year.
+NULLABLE = ("year",)
+MADE_BY = "python -m shielded_recrl.dialogue prepare"
 
 
 class Turn(NamedTuple):
@@ -122,7 +125,10 @@ class Dialogues:
         Raises:
             UserError: a table is missing or damaged, or was not written by `prepare`.
         """
-        tables = {name: _read(Path(folder) / f"{name}.parquet", name) for name in SCHEMAS}
+        tables = {
+            name: read_parquet(Path(folder) / f"{name}.parquet", columns, NULLABLE, MADE_BY)
+            for name, columns in SCHEMAS.items()
+        }
         named: dict[tuple[int, int], list[int]] = defaultdict(list)
         for dialogue, turn, _, item, _ in tables["mentions"].sort(*_KEYS, "position").iter_rows():
             named[dialogue, turn].append(item)
@@ -173,22 +179,3 @@ def targets(dialogues: Iterable[Dialogue]) -> list[Target]:
 
 
 _KEYS = ("dialogue", "turn")
-
-
-def _read(path: Path, name: str) -> pl.DataFrame:
-    """A table with exactly the columns it was prepared with."""
-    wanted = SCHEMAS[name]
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; run `python -m shielded_recrl.dialogue prepare`")
-    try:
-        table = pl.read_parquet(intact(path))
-    except pl.exceptions.PolarsError as error:
-        raise UserError(
-            f"{path}: no readable parquet file ({first_line(error)}); run prepare again"
-        ) from None
-    if table.schema != wanted:
-        raise UserError(
-            f"{path}: expected the columns {', '.join(wanted)} as `prepare` writes them; "
-            "run prepare again"
-        )
-    return table

@@ -27,7 +27,7 @@ from shielded_recrl.statistics import bootstrap
 
 def agreement(table: pl.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
     """Orders by judge and head, and rank correlations by two judges and head."""
-    judges = judges_of(table)
+    judges = judges_of(table.columns)
     return {
         "orders": {judge: orders(table, judge, resamples, seed) for judge in judges},
         "rank_correlations": {

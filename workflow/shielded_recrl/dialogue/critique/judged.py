@@ -11,14 +11,17 @@ In: rows. Out: `judged.parquet`, sealed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
 
 from shielded_recrl.dialogue.judges.base import HEADS
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import SEAL, intact, sealed
+from shielded_recrl.files import SEAL, sealed
+from shielded_recrl.parquet import read_parquet, read_schema
 
+MADE_BY = "python -m shielded_recrl.dialogue judge"
 GOLD, SAMPLED, CORRUPTED = "gold", "sampled", "corrupted:"
 KEYS = {
     "dialogue": pl.Int32,
@@ -34,10 +37,10 @@ def columns(judge: str) -> list[str]:
     return [f"{judge}_{head}" for head in HEADS]
 
 
-def judges_of(table: pl.DataFrame) -> list[str]:
-    """Judges of a table, in its order."""
+def judges_of(names: Iterable[str]) -> list[str]:
+    """Judges that a table of these columns has, in its order."""
     last = f"_{HEADS[-1]}"
-    return [name.removesuffix(last) for name in table.columns if name.endswith(last)]
+    return [name.removesuffix(last) for name in names if name.endswith(last)]
 
 
 def save_judged(path: Path, table: pl.DataFrame) -> None:
@@ -52,24 +55,14 @@ def load_judged(path: Path) -> pl.DataFrame:
     Raises:
         UserError: it is missing or damaged, lacks a column, or holds a score that is none.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; run `python -m shielded_recrl.dialogue judge`")
-    try:
-        table = pl.read_parquet(intact(path))
-    except pl.exceptions.PolarsError as error:
-        raise UserError(
-            f"{path}: no readable parquet file ({' '.join(str(error).split())[:200]}); "
-            "run judge again"
-        ) from None
-    for name, kind in KEYS.items():
-        if table.schema.get(name) != kind or table[name].null_count():
-            raise UserError(f"{path}: no whole column {name} of {kind}; run judge again")
-    found = judges_of(table)
+    found = judges_of(read_schema(path, MADE_BY))
     if not found:
-        raise UserError(f"{path}: no column of a judge; run judge again")
-    for name in (name for judge in found for name in columns(judge)):
-        if table.schema.get(name) != pl.Float32:
-            raise UserError(f"{path}: no column {name} of Float32; run judge again")
+        raise UserError(f"{path}: no column of a judge; make it again with `{MADE_BY}`")
+    scores = dict.fromkeys((name for judge in found for name in columns(judge)), pl.Float32)
+    table = read_parquet(path, KEYS | scores, nullable=scores, made_by=MADE_BY)
+    for name in scores:
         if not table[name].drop_nulls().is_between(0, 1).all():
-            raise UserError(f"{path}: {name} holds what is no number in [0, 1]; run judge again")
+            raise UserError(
+                f"{path}: {name} holds what is no number in [0, 1]; make it again with `{MADE_BY}`"
+            )
     return table

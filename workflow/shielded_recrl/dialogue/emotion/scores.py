@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from shielded_recrl.dialogue.annotate import kept
 from shielded_recrl.dialogue.emotion.labels import EMOTIONS
+from shielded_recrl.dialogue.emotion.turns import kept
 from shielded_recrl.dialogue.settings import AnnotateSettings
 from shielded_recrl.statistics import Interval, finite_or_null, paired_bootstrap
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shielded_recrl.dialogue.corpus.dialogues import SCHEMAS
+from shielded_recrl.dialogue.emotion.turns import load_emotions
 from shielded_recrl.dialogue.recommender.contexts import Emotions
 from shielded_recrl.dialogue.recommender.fusion import Recommender
 from shielded_recrl.dialogue.recommender.items import Catalogue
@@ -110,6 +111,4 @@ def read_emotions(path: Path | None) -> Emotions:
     """
     if path is None:
         return {}
-    from shielded_recrl.dialogue.annotate import load_emotions
-
     return load_emotions(path)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from shielded_recrl.explainer.lm import can_merge, merged_for_decoding
+from shielded_recrl.errors import UserError
+from shielded_recrl.explainer.lm import can_merge, causal_lm, merged_for_decoding
 from shielded_recrl.rl.rollout import decode, sample
 from shielded_recrl.rl.settings import SamplingSettings
 
@@ -23,6 +24,20 @@ from shielded_recrl.rl.settings import SamplingSettings
 BATCH = 128
 # The smallest nucleus is the likeliest token.
 GREEDY = SamplingSettings(temperature=1.0, top_p=1e-9)
+
+
+def require_room(model: nn.Module, tokens: int) -> None:
+    """Refuse prompts and responses that the LM has no positions for.
+
+    Raises:
+        UserError: they are longer than its context.
+    """
+    most = getattr(causal_lm(model).config, "max_position_embeddings", None)
+    if most is not None and tokens > most:
+        raise UserError(
+            f"dialogue.response: prompt_tokens and response_tokens make {tokens}, but the base LM "
+            f"reads {most} at the most; lower them"
+        )
 
 
 def uniform_numbers(seed: int | Sequence[int], responses: int, tokens: int) -> Tensor:

@@ -24,10 +24,11 @@ from typing import NamedTuple, Self
 import polars as pl
 
 from shielded_recrl.dialogue.corpus.dialogues import RECOMMENDER, SEEKER, SLOT, Dialogues, Turn
+from shielded_recrl.dialogue.emotion.turns import load_emotions
 from shielded_recrl.dialogue.settings import ResponsePromptSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.prompts import MARKS, shortened
-from shielded_recrl.ranker.data import read_parquet
+from shielded_recrl.parquet import read_parquet
 
 NAMES = {SEEKER: "Seeker:", RECOMMENDER: "Recommender:"}
 ANSWER = NAMES[RECOMMENDER]
@@ -107,7 +108,6 @@ class ResponsePrompts:
         Raises:
             UserError: a file is missing or damaged, or the base has no tokenizer.
         """
-        from shielded_recrl.dialogue.annotate import load_emotions
         from shielded_recrl.explainer.base import load_tokenizer
 
         dialogues = Dialogues.load(data)
@@ -194,6 +194,13 @@ class ResponsePrompts:
         )
 
 
+def spread(requests: Sequence[ResponseRequest], most: int) -> list[ResponseRequest]:
+    """At most so many requests, evenly over all."""
+    if len(requests) <= most:
+        return list(requests)
+    return [requests[place * len(requests) // most] for place in range(most)]
+
+
 def load_recommendations(
     path: Path, dialogues: Dialogues
 ) -> dict[tuple[int, int], tuple[int, ...]]:
@@ -202,7 +209,9 @@ def load_recommendations(
     Raises:
         UserError: the file is missing or damaged, or names a film that is not in the catalogue.
     """
-    table = read_parquet(path, RECOMMENDATIONS).sort("dialogue", "turn", "position")
+    table = read_parquet(
+        path, RECOMMENDATIONS, made_by="python -m shielded_recrl.dialogue recommend"
+    ).sort("dialogue", "turn", "position")
     if table.height and not table["item"].is_between(1, dialogues.n_items).all():
         raise UserError(
             f"{path}: names films outside 1..{dialogues.n_items}; run "
