@@ -1,5 +1,5 @@
-# make results: raw data to table, figures and report.   make train_quick: plain RLHF.
-# make check: lint and tests.   make help: the rest.
+# make results: raw data to table, figures and report.   make dialogue: the same of dialogues.
+# make train_quick: plain RLHF.   make check: lint and tests.   make help: the rest.
 # All set up what they need in .venv; PYTHON names the interpreter it is made from.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ CORES ?= all
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m
 REPORT := results/report/report.html
-DIALOGUE := results/dialogue/report
+DIALOGUE := results/dialogue
 # One thread is best for an LM as small as the embedded one.
 THREADS ?= 1
 # What doctor checks the machine against: one or more config files.
@@ -39,11 +39,14 @@ results/manifest.json:
 	@echo "$@: no such file; run make results first" >&2 && exit 1
 
 dialogue: env ## dialogues: emotions, recommender, responses, critic and RL on embedded data
-	$(RUN) snakemake --cores $(CORES) --scheduler greedy --quiet reason host -- $(DIALOGUE)/comparison.html
+	$(RUN) snakemake --cores $(CORES) --scheduler greedy --quiet reason host -- $(DIALOGUE)/report/manifest.json
 	@echo
-	@echo "report   $(DIALOGUE)/comparison.html (open it in a browser)"
-	@echo "samples  $(DIALOGUE)/samples.md"
-	@echo "next     $(BIN)/python -m shielded_recrl.dialogue samples --help"
+	@echo "report   $(DIALOGUE)/report/comparison.html (open it in a browser; the finding comes first)"
+	@echo "samples  $(DIALOGUE)/report/samples.md"
+	@echo "films    $(DIALOGUE)/recommender/evaluation.md"
+	@echo "critic   $(DIALOGUE)/critic/report.json"
+	@echo "emotions $(DIALOGUE)/emotion/report.json"
+	@echo "next     make verify, or docs/dialogue.md for the published data"
 
 gate: env ## fail where a gated variant breaks resources/policy.yaml
 	$(RUN) snakemake --cores $(CORES) --scheduler greedy --quiet reason host -- results/audit/passed
@@ -51,7 +54,7 @@ gate: env ## fail where a gated variant breaks resources/policy.yaml
 explain: env ## pages to browse users, recommendations and explanations
 	$(RUN) shielded_recrl.explain --serve
 
-verify: env ## check results against their manifest
+verify: env ## check results against their manifests, the study's and the dialogues'
 	$(RUN) shielded_recrl.report.verify results
 
 pod-setup: env .venv/quant.stamp ## prepare a bare pod: packages, 4-bit weights, hub cache here

@@ -38,6 +38,7 @@ localrules:
     model_card,
     manifest,
     report_dialogue,
+    manifest_dialogue,
 
 
 wildcard_constraints:

@@ -1,6 +1,6 @@
 # REQUIRED INPUTS: none (embedded), a download, or the user's raw files
-# OUTPUTS: results/dialogue/: tables, emotions, recommender, response LM, critic, PPO runs, comparison
-# A branch of its own, apart from the default target: snakemake --cores 2 results/dialogue/report/comparison.html
+# OUTPUTS: results/dialogue/: tables, emotions, recommender, response LM, critic, PPO runs, comparison, manifest
+# A branch of its own, apart from the default target: snakemake --cores 2 results/dialogue/report/manifest.json
 
 DIALOGUE = "results/dialogue"
 DIALOGUE_TABLES = expand(
@@ -15,6 +15,43 @@ RESPONSE_LENGTHS = (
     f"{RESPONSE_PROMPT} --response-tokens {RESPONSE.response_tokens} "
     f"--precision {RESPONSE.precision}"
 )
+# What the manifest lists beside the report, as `ARTEFACTS` in report.smk.
+EMBEDDED_FOLDERS = {
+    f"{DIALOGUE}/raw": CONFIG.dialogue.data.source,
+    f"{DIALOGUE}/response/base": RESPONSE.base,
+}
+DIALOGUE_ARTEFACTS = [
+    *(folder for folder, source in EMBEDDED_FOLDERS.items() if source == "embedded"),
+    *DIALOGUE_TABLES,
+    *(f"{DIALOGUE}/data/{name}" for name in ["stats.json", "quarantine.jsonl"]),
+    *(f"{os.path.dirname(model)}/report.json" for model in BRANCH.emotion_inputs().values()),
+    *BRANCH.emotion_inputs().values(),
+    f"{DIALOGUE}/emotion/turns.parquet",
+    *(f"{DIALOGUE}/fusion/{name}" for name in ["model.safetensors", "report.json"]),
+    *(
+        f"{DIALOGUE}/recommender/{name}"
+        for name in [
+            "model.safetensors",
+            "evaluation.json",
+            "evaluation.md",
+            "recommendations.parquet",
+        ]
+    ),
+    SUPERVISED,
+    f"{DIALOGUE}/response/supervise.jsonl",
+    *(f"{DIALOGUE}/critic/{name}" for name in ["judged.parquet", "model", "report.json"]),
+    *expand(
+        f"{POLICY}/{{name}}",
+        seed=CONFIG.dialogue.seeds,
+        name=[
+            "adapter",
+            "train.jsonl",
+            "summary.json",
+            "evaluation.json",
+            "responses.jsonl",
+        ],
+    ),
+]
 
 
 rule make_dialogues:
@@ -93,7 +130,7 @@ rule train_emotions:
     message:
         "Train the emotion classifier"
     shell:
-        "python -m shielded_recrl.dialogue emotions --goemotions {params.comments} "
+        "python -m shielded_recrl.dialogue emotions --goemotions {params.comments:q} "
         "--out {params.out} {params.settings} 2>&1 | tee {log}"
 
 
@@ -163,6 +200,7 @@ rule train_recommender:
     output:
         model=f"{DIALOGUE}/recommender/model.safetensors",
         evaluation=f"{DIALOGUE}/recommender/evaluation.json",
+        page=f"{DIALOGUE}/recommender/evaluation.md",
         recommendations=f"{DIALOGUE}/recommender/recommendations.parquet",
     log:
         "results/logs/dialogue/recommend.log",
@@ -289,6 +327,7 @@ rule judge_responses:
         "python -m shielded_recrl.dialogue judge --data {params.data} "
         "--emotion {input.emotion} --recommendations {input.recommendations} "
         "--base {params.base} --adapter {input.adapter} --out {output} "
+        "--scratch results/scratch/dialogue/judge "
         "--seed {params.seed} {params.lengths} {params.settings} 2>&1 | tee {log}"
 
 
@@ -376,6 +415,7 @@ rule evaluate_responses:
         recommendations=f"{DIALOGUE}/recommender/recommendations.parquet",
         supervised=SUPERVISED,
         critic=f"{DIALOGUE}/critic/model",
+        critic_report=f"{DIALOGUE}/critic/report.json",
         adapter=f"{POLICY}/adapter",
         curve=f"{POLICY}/train.jsonl",
         summary=f"{POLICY}/summary.json",
@@ -408,8 +448,9 @@ rule evaluate_responses:
         "python -m shielded_recrl.dialogue evaluate --data {params.data} "
         "--emotion {input.emotion} --recommendations {input.recommendations} "
         "--base {params.base} --supervised {input.supervised} --reward-critic {input.critic} "
-        "--run {params.run} {params.model} --seed {wildcards.seed} {params.lengths} "
-        "{params.labels} {params.settings} 2>&1 | tee {log}"
+        "--critic-report {input.critic_report} --run {params.run} "
+        "--scratch results/scratch/dialogue/evaluate/seed-{wildcards.seed} {params.model} "
+        "--seed {wildcards.seed} {params.lengths} {params.labels} {params.settings} 2>&1 | tee {log}"
 
 
 rule report_dialogue:
@@ -417,7 +458,13 @@ rule report_dialogue:
         evaluations=expand(f"{POLICY}/evaluation.json", seed=CONFIG.dialogue.seeds),
         responses=expand(f"{POLICY}/responses.jsonl", seed=CONFIG.dialogue.seeds),
         curves=expand(f"{POLICY}/train.jsonl", seed=CONFIG.dialogue.seeds),
+        recommender=f"{DIALOGUE}/recommender/evaluation.json",
+        critic=f"{DIALOGUE}/critic/report.json",
     output:
+        expand(
+            f"{DIALOGUE}/report/{{name}}.svg",
+            name=["differences", "training", "critic", "recommender"],
+        ),
         markdown=f"{DIALOGUE}/report/comparison.md",
         html=f"{DIALOGUE}/report/comparison.html",
         samples=f"{DIALOGUE}/report/samples.md",
@@ -433,9 +480,40 @@ rule report_dialogue:
     params:
         runs=lambda w, input: folders(input.evaluations),
         out=subpath(output.markdown, parent=True),
+        seed=CONFIG.seed,
         code=code_digest("shielded_recrl.dialogue.report"),
     message:
         "Write the comparison of responses"
     shell:
-        "python -m shielded_recrl.dialogue report --runs {params.runs} --out {params.out} "
-        "2>&1 | tee {log}"
+        "python -m shielded_recrl.dialogue report --runs {params.runs} "
+        "--recommender {input.recommender} --critic {input.critic} --out {params.out} "
+        "--seed {params.seed} 2>&1 | tee {log}"
+
+
+rule manifest_dialogue:
+    input:
+        rules.report_dialogue.output,
+        DIALOGUE_ARTEFACTS if STORAGE else [],
+    output:
+        f"{DIALOGUE}/report/manifest.json",
+    log:
+        "results/logs/dialogue/manifest.log",
+    benchmark:
+        "results/benchmarks/dialogue/manifest.tsv"
+    conda:
+        "../envs/dialogue.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(300),
+        # No parameter: what was made with other threads is not made again, nor said to be.
+        lm_threads=LM_THREADS,
+    params:
+        results=subpath(output[0], ancestor=2),
+        config=CONFIG.model_dump_json(include={"seed", "dialogue"}),
+        code=code_digest("shielded_recrl.dialogue.manifest"),
+    message:
+        "List every artefact of the branch with its checksum in results/dialogue/report/manifest.json"
+    shell:
+        "python -m shielded_recrl.dialogue manifest --results {params.results} "
+        "--config <(printf '%s' {params.config:q}) --threads {resources.lm_threads} "
+        "--out {output} 2>&1 | tee {log}"

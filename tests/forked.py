@@ -1,9 +1,12 @@
-"""Snakemake that is asked, and starts no job, without its start: imports are half of such a call.
+"""Snakemake without its start: imports are half of a call that starts no job.
+
+Jobs are processes of their own, as ever.
 
 In: a line of JSON for each call: folder, environment, arguments and the two files of what is said.
 Out: a line with its exit status.
 """
 
+import gc
 import json
 import os
 import sys
@@ -18,6 +21,9 @@ def become(folder: str, environment: dict[str, str], arguments: list[str], said:
     """
     from snakemake.cli import main
 
+    # Calls come by the other one.
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -30,8 +36,12 @@ def become(folder: str, environment: dict[str, str], arguments: list[str], said:
 
 def serve() -> None:
     """Fork for each call until there are no more."""
-    import snakemake.cli  # noqa: F401
+    from snakemake.cli import get_argument_parser
 
+    # Imports the plugins too.
+    get_argument_parser()
+    # No child searches these for garbage, or has them copied by that.
+    gc.freeze()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -157,8 +157,10 @@ def test_configs_of_the_tests_load(name):
         ),
         ({"explainer": {"base": HUB, "revision": "main"}}, "explainer.revision: String should"),
         (
-            {"dialogue": {"data": {"source": "s3://bucket/redial"}}},
-            "dialogue.data.source: raw files of dialogues are not read from a bucket",
+            {"dialogue": {"data": {"source": "download"}}},
+            "dialogue.emotions.goemotions: generated comments say nothing of the real dialogues of "
+            "dialogue.data.source; give `download` or the folder of GoEmotions, or set "
+            "dialogue.emotions.source to lexicon",
         ),
         (
             {"dialogue": {"response": {"base": HUB}}},

@@ -1,26 +1,27 @@
 """The recommender of dialogues on real ReDial, and what each part of it is worth.
 
-In: folders of ReDial, GoEmotions and MovieLens files; what lies in --work already is not made again.
-Out: `results.json` and `table.md` here: films of the linked validation file beside the baselines,
-with each kind of evidence left out, and stage 1 without emotions.
+In: folders of ReDial, GoEmotions and MovieLens files. Out, in --work: what every command writes; here:
+`results.json` and `table.md`, films of the linked validation file beside the baselines, with each
+kind of evidence left out, and stage 1 without emotions. Both stages have the shipped settings.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import torch
 
+from shielded_recrl import markdown
 from shielded_recrl.dialogue import annotate, emotions, fuse, prepare, recommend
 from shielded_recrl.dialogue.corpus.dialogues import Dialogues
 from shielded_recrl.dialogue.recommender.contexts import recommendation_samples
 from shielded_recrl.dialogue.recommender.evaluation import evaluate, trained_system
 from shielded_recrl.dialogue.recommender.fusion import EVIDENCE, Recommender
+from shielded_recrl.dialogue.recommender.tables import cell
 from shielded_recrl.dialogue.recommender.training import Knowledge, Schedule, fit
 from shielded_recrl.dialogue.settings import FusionSettings, RecommendSettings
 from shielded_recrl.files import read_json, write_json, write_text
@@ -42,7 +43,6 @@ GROUPS = {
     "popularity": ("popularity",),
     "learned vectors": (),
 }
-METRICS = ("recall@1", "recall@10", "recall@50", "ndcg@10", "mrr@10", "recall_true@10", "auc")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,48 +53,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args(argv)
     data, work, seed = arguments.data, arguments.work, arguments.seed
-    seconds: dict[str, float] = read_json(work / "cpu.json") if (work / "cpu.json").exists() else {}
-
-    def once(name: str, made: Path, *steps: Callable[[], None]) -> None:
-        """Do what is not done yet, and note its CPU seconds."""
-        if not made.exists():
-            begun = cpu_seconds()
-            for step in steps:
-                step()
-            seconds[name] = round(cpu_seconds() - begun, 1)
-            write_json(work / "cpu.json", seconds)
-
-    genres, tables = data / "ml25m" / "movies.csv", work / "data"
-    names = {"train": TRAIN, "test": TEST, "genres": genres}
-    felt = work / "emotion" / "turns.parquet"
-    once(
-        "prepare",
-        tables / "stats.json",
-        lambda: prepare.main(raw=data / "redial", out=tables, **names),
-    )
-    once(
-        "emotions",
-        felt,
-        lambda: emotions.main(goemotions=data / "goemotions", out=felt.parent),
-        lambda: annotate.main(data=tables, model=felt.parent, out=felt),
-    )
-    once("left_out", work / "left_out.json", lambda: left_out(work, seed))
-    shared = {"data": tables, "seed": seed}
+    if work.exists() and any(work.iterdir()):
+        parser.error(f"--work {work}: not empty; the numbers of a run are all of one run")
+    tables, labels = work / "data", work / "emotion"
     plain, first, second = work / "no_emotions", work / "fusion", work / "recommender"
-    once("no_emotions", plain / "report.json", partial(fuse.main, out=plain, **shared))
-    shared["emotions"] = felt
-    once("fuse", first / "report.json", partial(fuse.main, out=first, **shared))
-    once(
-        "recommend",
-        second / "evaluation.json",
-        partial(
-            recommend.main,
-            fusion=first,
-            out=second,
-            settings=RecommendSettings(epochs=4),
-            **shared,
-        ),
-    )
+    shared = {"data": tables, "seed": seed}
+    felt = shared | {"emotions": labels / "turns.parquet"}
+    raw = {"raw": data / "redial", "genres": data / "ml25m" / "movies.csv"}
+    steps: dict[str, Callable[[], None]] = {
+        "prepare": lambda: prepare.main(**raw, out=tables, train=TRAIN, test=TEST),
+        "emotions": lambda: emotions.main(goemotions=data / "goemotions", out=labels),
+        "annotate": lambda: annotate.main(data=tables, model=labels, out=felt["emotions"]),
+        "fuse": lambda: fuse.main(**felt, out=first),
+        "fuse, no emotions": lambda: fuse.main(**shared, out=plain),
+        "recommend": lambda: recommend.main(**felt, fusion=first, out=second),
+        "left out": lambda: left_out(work, seed),
+    }
+    seconds = {name: cpu_seconds(step) for name, step in steps.items()}
     evaluation = read_json(second / "evaluation.json")
     kept = ("splits", "learned", "best_epoch", "history")
     results = {key: evaluation[key] for key in kept}
@@ -107,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     results |= {"left_out": read_json(work / "left_out.json"), "cpu_seconds": seconds, "seed": seed}
     write_json(HERE / "results.json", results)
-    write_text(HERE / "table.md", table(results))
+    write_text(HERE / "table.md", f"{(second / 'evaluation.md').read_text()}\n{table(results)}")
 
 
 def left_out(work: Path, seed: int) -> None:
@@ -117,18 +92,19 @@ def left_out(work: Path, seed: int) -> None:
     train, valid, test = (
         recommendation_samples(dialogues.split(name), {}) for name in ("train", "valid", "test")
     )
-    # From nothing: at the rate of stage 1 halved.
-    schedule = Schedule.of(RecommendSettings(epochs=2, learning_rate=5e-3))
-    weights = (1.0, 2.0, 0.5)
+    settings, size = RecommendSettings(), (FusionSettings().dim, FusionSettings().dropout, seed)
+    # From nothing, and so at the rate of stage 1.
+    schedule = Schedule.of(settings)._replace(learning_rate=FusionSettings().learning_rate)
+    weights = (settings.dislike_weight, settings.like_weight, settings.not_said_weight)
     systems = {}
     for name, kinds in {"nothing": None, **GROUPS}.items():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = Recommender(knowledge.catalogue, FusionSettings().dim, FusionSettings().dropout)
+        model = Recommender.drawn(knowledge.catalogue, *size)
         silence(model, name, kinds)
         fit(model, knowledge, train, valid, lambda s: weights[s.liked], schedule, seed, name)
         systems[name] = trained_system(model, knowledge)
-    write_json(work / "left_out.json", evaluate(systems, test, "nothing", 1000)["new"])
+    write_json(
+        work / "left_out.json", evaluate(systems, test, "nothing", settings.bootstrap)["new"]
+    )
 
 
 def silence(model: Recommender, name: str, kinds: Sequence[str] | None) -> None:
@@ -145,50 +121,41 @@ def silence(model: Recommender, name: str, kinds: Sequence[str] | None) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The README's tables."""
-    lines = []
-    for group in ("new", "all", "repeats"):
-        test = results["splits"]["test"][group]
-        lines += [
-            f"{group}: {test['targets']:,} targets of {test['dialogues']:,} dialogues",
-            "",
-            "| system | " + " | ".join(METRICS) + " |",
-            "|---|" + "---|" * len(METRICS),
-        ]
-        rows = {name: test["systems"][name] for name in sorted(test["systems"])}
-        for name, row in rows.items():
-            lines.append(f"| {name} | " + " | ".join(cell(row.get(m)) for m in METRICS) + " |")
-        ahead = test["ahead_of"]["cooccurrence"]
-        lines.append(
-            "| recommender - co-occurrence | "
-            + " | ".join(cell(ahead.get(m), "+") for m in METRICS)
-            + " |"
+    """The README's tables beside the page of the recommender."""
+    left = results["left_out"]
+    leads = {name: lead["recall@10"] for name, lead in left["ahead_of"].items()}
+    held_out = [
+        (name, learned, cell(report["systems"][system]["recall@10"]), f"{loss:.4f}")
+        for name, report in results["stage1"].items()
+        for system, learned, loss in (
+            ("fusion", f"epoch {report['best_epoch']}", lowest(report)),
+            ("untrained", "untrained", report["history"][0]["valid_loss"]),
         )
-        lines.append("")
-    lines += ["| left out | recall@10 | whole minus this |", "|---|---|---|"]
-    for name, row in results["left_out"]["systems"].items():
-        ahead = results["left_out"]["ahead_of"].get(name, {}).get("recall@10")
-        lines.append(f"| {name} | {cell(row['recall@10'])} | {cell(ahead, '+')} |")
-    lines += ["", "| stage 1, held-out films of valid | recall@10 | best loss |", "|---|---|---|"]
-    for name, report in results["stage1"].items():
-        loss = report["history"][report["best_epoch"]]["valid_loss"]
-        recall = cell(report["systems"]["fusion"]["recall@10"])
-        lines.append(f"| {name} | {recall} | {loss:.4f} |")
+    ]
+    lines = [
+        *markdown.table(
+            ["left out", "recall@10, new films of test", "whole minus this"],
+            (
+                (name, cell(row["recall@10"]), cell(leads[name], "+") if name in leads else "")
+                for name, row in left["systems"].items()
+            ),
+        ),
+        "",
+        *markdown.table(["stage 1, held-out films of valid", "", "recall@10", "loss"], held_out),
+    ]
     return "\n".join(lines) + "\n"
 
 
-def cell(value: dict[str, float] | None, sign: str = "") -> str:
-    """A mean with its interval."""
-    if value is None:
-        return ""
-    mean, low, high = (f"{value[key]:{sign}.3f}" for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+def lowest(report: dict[str, Any]) -> float:
+    """Loss of the best epoch."""
+    return report["history"][report["best_epoch"]]["valid_loss"]
 
 
-def cpu_seconds() -> float:
-    """CPU seconds of this process so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+def cpu_seconds(step: Callable[[], None]) -> float:
+    """CPU seconds that a step takes in this process."""
+    begun = process_time()
+    step()
+    return round(process_time() - begun, 1)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Faults: each is what it is called, none where there can be none, the same each time."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shielded_recrl.dialogue.response.corrupt import AGAIN, FAULTS, Elsewhere, corrupt
+from shielded_recrl.dialogue.response.corrupt import AGAIN, FAULTS, Elsewhere, corrupt, corruptions
 from shielded_recrl.dialogue.response.prompts import ResponseRequest
 
 WORDS = st.lists(
@@ -32,6 +33,17 @@ def test_a_fault_changes_the_text_and_is_the_same_each_time(words, turn, how):
     found = faulty(how, gold, turn)
     assert found == faulty(how, gold, turn)
     assert found is None or found != gold or (how == "empty" and not gold)
+
+
+@given(st.sampled_from(sorted(FAULTS)), st.integers(0, 50))
+def test_more_draws_of_a_fault_add_to_fewer(how, seed):
+    asked = request("You may like <movie> a lot, I do.")
+    found = [corruptions(how, asked, ELSEWHERE, seed, draws) for draws in range(9)]
+    assert found[1] == [corrupt(how, asked, ELSEWHERE, seed)]
+    for fewer, more in pairwise(found):
+        assert more[: len(fewer)] == fewer
+    assert len(set(found[-1])) == len(found[-1])
+    assert len(corruptions("foreign", asked, ELSEWHERE, seed, 40)) == 2
 
 
 @given(WORDS, st.integers(0, 50))

@@ -178,6 +178,70 @@ def test_other_languages_in_ascii_are_far_from_english(texts):
     assert shares(texts).english < BOUNDS.min_english - 0.05
 
 
+# Each has as many common English words as a real English dialogue may have.
+MIXED = {
+    "one side each": [
+        "Hi, I am looking for a good thriller with a twist, something like <movie>",
+        "namaste, aapne <movie> dekhi hai kya? bahut achhi hai",
+        "No, I have not seen it. Is it a new movie? I think that I would like it",
+        "haan, ek ladki ke baare mein hai jo kho jaati hai",
+    ],
+    "half and half": [
+        "Hello bhai, kya haal hai? I am looking for a romantic movie",
+        "mujhe lagta hai you should watch <movie> , it is the best love story",
+        "I have seen that one, bahut achhi thi. Something like that chahiye",
+        "then <movie> dekho, Tom Hanks is great usme",
+        "ok I will watch that with my wife, thanks yaar",
+    ],
+    "a few words": [
+        "hi, I am good yaar. I want to watch a good comedy movie tonight",
+        "have you seen <movie> ? bahut funny hai",
+        "no not yet, kaisi hai? who is in it?",
+        "it is really good, aap ko pasand aayegi",
+        "ok thanks, I will watch it",
+    ],
+    "Spanish": [
+        "Hola, I am looking for una película de acción",
+        "have you seen <movie> ? es muy buena",
+        "no, pero I like that actor, what else is there?",
+        "you should watch <movie> con tu familia, it is very funny",
+        "gracias, I will watch it",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_english_mixed_with_another_language_is_told_by_that_languages_words(kind):
+    found = shares(MIXED[kind])
+    assert found.english > BOUNDS.min_english
+    assert found.foreign > BOUNDS.max_foreign + 0.02
+    talk = [said(1 + place % 2, text) for place, text in enumerate(MIXED[kind])]
+    with pytest.raises(Damaged, match="not English") as damage:
+        read(messages=talk)
+    assert "of its words are of another language" in damage.value.detail
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [
+            "Have you seen any Bollywood film? I really liked Kabhi Khushi Kabhie Gham",
+            "Yes! Kuch Kuch Hota Hai is my favorite. Is Shah Rukh Khan in that one, too?",
+        ],
+        [
+            "I saw Como agua para chocolate and loved it, what else is there?",
+            "You will like El laberinto del fauno, it is by Guillermo del Toro. Gracias, bye!",
+        ],
+        ["I loved La La Land", "Me too. I also like Les Miserables and Das Boot, it's about war"],
+        ["Hi", "Hola", "gracias"],
+    ],
+)
+def test_foreign_titles_typed_out_are_english_still(texts):
+    found = shares(texts)
+    assert found.english > BOUNDS.min_english
+    assert found.foreign <= BOUNDS.max_foreign
+
+
 class TestFilms:
     def test_one_film_under_several_ids_is_one_item(self):
         catalogue = Catalogue()

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,10 +12,19 @@ import pytest
 import torch
 from scipy.special import log_softmax
 
+from chat_server import completion, listening
 from command_line import here
+from shielded_recrl.chat import KEY_VARIABLE, URL_VARIABLE
 from shielded_recrl.dialogue import evaluate, train
 from shielded_recrl.dialogue.comparison.contestants import GOLD, PAIRS, SYSTEMS, pair_name
-from shielded_recrl.dialogue.comparison.recall import named, new_targets, recall, statement
+from shielded_recrl.dialogue.comparison.recall import (
+    named,
+    new_targets,
+    recall,
+    served,
+    statement,
+)
+from shielded_recrl.dialogue.comparison.scoring import means
 from shielded_recrl.dialogue.comparison.systems import best, kl_bound, kl_to_supervised, respond
 from shielded_recrl.dialogue.corpus.dialogues import Dialogues, Target
 from shielded_recrl.dialogue.judges.base import HEADS
@@ -22,7 +32,7 @@ from shielded_recrl.dialogue.response.prompts import ResponsePrompts, load_recom
 from shielded_recrl.dialogue.rl.policy import load_policy, new_policy, save_policy
 from shielded_recrl.dialogue.settings import DialogueEvaluationSettings
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import read_json, read_jsonl, sha256, write_json
+from shielded_recrl.files import read_json, read_jsonl, sha256, write_json, write_jsonl
 from shielded_recrl.rl.rollout import TransformersEngine
 from shielded_recrl.settings import flags
 from shielded_recrl.statistics import paired_bootstrap
@@ -31,6 +41,7 @@ from tiny_policy import PROMPT, TOKENS, TinyPolicy, move, write_policy
 # What the tests share takes long to make: not among the last.
 pytestmark = pytest.mark.slow
 
+RESAMPLES = 20
 CPU = torch.device("cpu")
 SETTINGS = DialogueEvaluationSettings(test_turns=12, best_of=3, bootstrap=50)
 RECOMMENDED = {(0, 1): (4, 2, 7), (0, 3): (5, 4), (1, 1): (9, 1)}
@@ -51,19 +62,41 @@ def a_run(world: TinyPolicy, folder: Path, by: float) -> Path:
     """The folder of a policy that was moved by hand."""
     model = new_policy(world.base, world.supervised, 4, 8, seed=0, device=CPU)
     move(model, by)
-    save_policy(model, world.supervised, folder / "adapter")
-    write_json(folder / "summary.json", {"samples": 90})
+    save_policy(model, world.base, world.supervised, folder / "adapter")
+    tables = world.tables
+    recall = served(tables.recommendations, Dialogues.load(tables.data), RESAMPLES, seed=5)
+    read = {
+        **tables.inputs(world.base, PROMPT).files(),
+        "supervised": world.supervised,
+        "critic": world.critic,
+    }
+    write_json(
+        folder / "summary.json",
+        {
+            "samples": 90,
+            "inputs": {name: sha256(path) for name, path in read.items()},
+            "recall": {"before": recall, "after": recall},
+        },
+    )
     return folder
 
 
-def evaluated(world: TinyPolicy, run: Path, settings=SETTINGS):
-    words = f"evaluate {world.flags} --run {run} --labels.source lexicon {flags(settings)}"
-    return here("dialogue", *words.split())
+def evaluated(world: TinyPolicy, run: Path, settings=SETTINGS, taught=("rules",)):
+    """Run the command; answers of language models and the critic's report lie beside the run."""
+    report = run.parent / f"{run.name}-critic.json"
+    write_json(
+        report, {"learned_from": taught, "heads": {}, "corruptions": {}, "dialogues": {"valid": 1}}
+    )
+    words = (
+        f"evaluate {world.flags} --run {run} --critic-report {report} "
+        f"--scratch {run.parent / 'scratch'} --labels.source lexicon {flags(settings)}"
+    )
+    return here("dialogue", *shlex.split(words))
 
 
 @pytest.fixture(scope="module")
 def run(world, tmp_path_factory) -> Path:
-    run = a_run(world, tmp_path_factory.mktemp("run"), 0.3)
+    run = a_run(world, tmp_path_factory.mktemp("run") / "seed-5", 0.3)
     done = evaluated(world, run)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{run}: 12 turns")
@@ -90,6 +123,10 @@ def test_the_files_and_keys_of_an_evaluation(run):
         "a_turn": {"supervised": 1, "rl": 1, "best_of_n": 3, "rl_best_of_n": 3},
         "training": 90,
         "even_after": 45,
+    }
+    assert got["judges"] == {
+        name: {"taught": name == "rules", "unanswered": dict.fromkeys((GOLD, *SYSTEMS), 0)}
+        for name in ("rules", "unseen")
     }
     assert got["distance"]["norm"] > 0
     assert got["kl"]["rl"]["per_token"]["low"] > 0
@@ -118,6 +155,25 @@ def test_the_numbers_are_those_of_the_responses(run):
     assert any(row["responses"]["rl"] != row["responses"]["supervised"] for row in rows)
 
 
+def test_slots_are_filled_with_what_each_meant(world, run):
+    """Those of the person with the films that the person named, all others with recommended ones."""
+    dialogues = {one.index: one for one in Dialogues.load(world.tables.data).all}
+    rows = read_jsonl(run / "responses.jsonl")
+    others = 0
+    for row in rows:
+        assert len(row["recommended"]) == len(row["recommended_items"]) == 10
+        for name, one in row["responses"].items():
+            turn = dialogues[row["dialogue"]].turns[row["turn"]]
+            slots = one["text"].count("<movie>")
+            items = list(turn.items) if name == GOLD else row["recommended_items"][:slots]
+            assert [film["item"] for film in one["films"]] == items
+            titles = [f"Film {item} ({1980 + item})" for item in items]
+            assert [film["title"] for film in one["films"]] == titles
+            assert one["filled"] == one["text"].replace("<movie>", "{}").format(*titles)
+            others += name == GOLD and items != row["recommended_items"][:slots]
+    assert others
+
+
 def test_the_same_evaluation_gives_the_same_bytes(world, run, tmp_path):
     again = tmp_path / "run"
     shutil.copytree(run, again)
@@ -137,7 +193,11 @@ def test_response_rl_cannot_move_stage_2(world, run, tmp_path):
     assert one["systems"]["rl"] != other["systems"]["rl"]
     assert one["recommendations"] == other["recommendations"]
     assert one["recommendations"]["equal"] is True
-    assert one["recommendations"]["before"]["sha256"] == sha256(path)
+    recalls = one["recommendations"]
+    assert recalls["before"]["sha256"] == recalls["after"]["sha256"] == sha256(path)
+    # Before is what training found, now is what evaluation finds.
+    assert recalls["before"] == read_json(run / "summary.json")["recall"]["before"]
+    assert recalls["before"]["recall@10"]["mean"] == recalls["after"]["recall@10"]["mean"]
     # Both commands are given what was recommended, and nothing of what recommends.
     for command in (train.main, evaluate.main):
         assert not {"recommender", "fusion"} & set(inspect.signature(command).parameters)
@@ -160,6 +220,7 @@ def test_recall_and_named_by_hand():
     found = recall(RECOMMENDED, WANTED, 20, 0)
     assert found["recall@1"]["mean"] == 0.25
     assert found["recall@10"]["mean"] == 0.75
+    assert found["targets"] == 4
     texts = {(0, 1): "<movie> or <movie>", (0, 3): "hello", (1, 1): "<movie>"}
     values, where = named(RECOMMENDED, WANTED, texts)
     assert values.tolist() == [1, 0, 0, 0]
@@ -171,10 +232,114 @@ def test_recall_and_named_by_hand():
 
 
 def test_a_recommender_that_moved_meanwhile_is_noticed():
-    before = {"recall@1": {"mean": 0.1}, "sha256": "a"}
-    assert statement(before, dict(before), Path("r"))["equal"]
-    with pytest.raises(UserError, match="changed while"):
-        statement(before, before | {"sha256": "b"}, Path("r.parquet"))
+    before = {"recall@1": {"mean": 0.1, "low": 0.0}, "targets": 3, "sha256": "a"}
+    # Intervals may be of other resamples.
+    assert statement(before, before | {"recall@1": {"mean": 0.1, "low": 0.05}}, Path("r"))["equal"]
+    for change in ({"sha256": "b"}, {"recall@1": {"mean": 0.2, "low": 0.0}}, {"targets": 4}):
+        with pytest.raises(UserError, match=r"r\.parquet: changed since the policy was trained"):
+            statement(before, before | change, Path("r.parquet"))
+
+
+@pytest.mark.parametrize("name", ["recommendations", "base", "supervised", "critic", "turns"])
+def test_what_the_policy_was_not_trained_with_is_refused(world, tmp_path, name):
+    run = a_run(world, tmp_path / "run", 0.3)
+    summary = read_json(run / "summary.json")
+    summary["inputs"][name] = "0" * 64
+    write_json(run / "summary.json", summary)
+    done = evaluated(world, run)
+    assert done.returncode == 1
+    assert f"not the {name} that {run} was trained with" in done.stderr.strip().splitlines()[-1]
+    assert not (run / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file; run `python -m shielded_recrl.dialogue train`"),
+        ('{"samples": 90, "recall": {}}', "no inputs; run"),
+        ("[]", "no inputs; run"),
+        ("{", "summary.json"),
+    ],
+)
+def test_a_run_without_a_sound_summary_is_one_line(world, tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "summary.json").write_text(text)
+    done = evaluated(world, tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr.strip().splitlines()[-1]
+
+
+def grades(body):
+    """Grades by what the response is, and no grades of one that names two films."""
+    said = body["messages"][1]["content"].rsplit("response: ", 1)[1]
+    if said.count("movie") > 1:
+        return completion("I would rather not.")
+    return completion("\n".join(f"{head}: {1 + len(said) % 5}" for head in HEADS))
+
+
+def test_language_models_judge_the_comparison(world, run, tmp_path, monkeypatch):
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    asked = tmp_path / "run"
+    shutil.copytree(run, asked)
+    with listening() as serving:
+        serving.reply = lambda body: (200, {}, grades(body))
+        with_models = SETTINGS.model_copy(update={"models": ("org/M", "B"), "url": serving.url})
+        done = evaluated(world, asked, with_models, taught=("rules", "org_m"))
+        assert done.returncode == 0, done.stderr
+        paid = len(serving.asked)
+        whole = (asked / "evaluation.json").read_bytes()
+        # What was answered is not asked again.
+        assert evaluated(world, asked, with_models, taught=("rules", "org_m")).returncode == 0
+        assert len(serving.asked) == paid
+    assert (asked / "evaluation.json").read_bytes() == whole
+    got, before = read_json(asked / "evaluation.json"), read_json(run / "evaluation.json")
+    assert {name for name, one in got["judges"].items() if one["taught"]} == {"rules", "org_m"}
+    rows = read_jsonl(asked / "responses.jsonl")
+    scores = {
+        name: [row["responses"][name]["overall"]["b"] for row in rows] for name in (GOLD, *SYSTEMS)
+    }
+    counts = {name: of.count(None) for name, of in scores.items()}
+    assert counts == got["judges"]["b"]["unanswered"]
+    assert 0 < counts[GOLD] < len(rows)
+    # Left out pair by pair, and of this judge alone.
+    clusters = [row["dialogue"] for row in rows]
+    for one, other in PAIRS:
+        both = [
+            (x - y, dialogue)
+            for x, y, dialogue in zip(scores[one], scores[other], clusters, strict=True)
+            if x is not None and y is not None
+        ]
+        values, where = np.array(both).T
+        want = paired_bootstrap(values, 50, 5, where)._asdict()
+        found = got["comparisons"][pair_name(one, other)]["scores"]
+        assert found["b"]["overall"] == pytest.approx(want)
+        assert found["b"] == found["org_m"]
+        same = before["comparisons"][pair_name(one, other)]["scores"]
+        assert {name: found[name] for name in same} == same
+    write_jsonl(asked / "train.jsonl", [{"step": 1}])
+    shown = here("dialogue", "compare", "--runs", str(asked))
+    assert "overall, org_m" in shown.stdout, shown.stderr
+
+
+def test_models_are_checked_before_anything_is_sampled(world, tmp_path, monkeypatch):
+    def sampled(*_, **__):
+        pytest.fail("sampled first")
+
+    monkeypatch.setattr(evaluate, "respond", sampled)
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
+    run = a_run(world, tmp_path / "run", 0.3)
+    for models, message in ((("unseen",), "dialogue.evaluation.models"), (("m",), URL_VARIABLE)):
+        done = evaluated(world, run, SETTINGS.model_copy(update={"models": models}))
+        assert done.returncode == 1
+        assert message in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_judge_of_fewer_than_two_dialogues_has_no_number():
+    scores = np.array([[0.5], [0.7], [np.nan], [np.nan]]).repeat(len(HEADS), axis=1)
+    where = np.array([1, 1, 2, 3])
+    assert means({"m": scores}, where, 20, 0) == {"m": dict.fromkeys(HEADS)}
+    scores[2] = 0.6
+    assert means({"m": scores}, where, 20, 0)["m"]["overall"]["mean"] == pytest.approx(0.6)
 
 
 def test_a_policy_that_never_moved_is_refused(world, tmp_path):

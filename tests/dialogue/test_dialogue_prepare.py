@@ -292,7 +292,7 @@ class TestDamage:
         assert str(end.value) == (
             "train_data.jsonl: 6 of 48 rows are damaged (no messages: 6), first row 3: no messages "
             "(); expected one dialogue of ReDial a line; mend the file or raise "
-            "dialogue.max_bad_share (0.1)"
+            "dialogue.data.max_bad_share (0.1)"
         )
         assert not (tmp_path / "out").exists()
 
@@ -340,7 +340,12 @@ def nobodys_film(row, chance):
 
 def foreign(row, chance):
     told = chance.choice(
-        ["Busco una pelicula para ver con mi familia", "Я ищу хороший фильм", "我想看电影"]
+        [
+            "Busco una pelicula para ver con mi familia",
+            "Mujhe ek achhi movie chahiye, bhai, something nice for tonight",
+            "Я ищу хороший фильм",
+            "我想看电影",
+        ]
     )
     for each in row["messages"]:
         each["text"] = told

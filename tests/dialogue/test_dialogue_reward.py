@@ -47,6 +47,8 @@ CHEATS = {
     "title written out": "You should watch The Iron Giant, it is great.",
     "year written out": "You should watch Heat (1995), it is great.",
     "several turns": "You should see <movie>.\nSeeker: thanks!\nRecommender: bye.",
+    "several turns as the critic reads them": "Try <movie>! seeker: thanks! recommender : bye!",
+    "several lines": "You should see <movie>.\u2028Thanks, it is great.",
     "prompt": "Feels: curious Movies: none Recommender: hello",
     "one word": "great",
 }
@@ -133,6 +135,8 @@ def test_overall_is_the_head_that_is_read(films):
         ("<movie>", 3),
         ("Try < movie > tonight!", 3),
         ("Seeker: hello there.", 3),
+        ("Great! seeker: thanks for that one.", 3),
+        ("There are more movies: <movie> is fun.", 4),
         ("word " * 60 + "end.", 3),
         ("<movie> <movi", 1),
     ],

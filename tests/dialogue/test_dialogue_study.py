@@ -7,6 +7,7 @@ import yaml
 
 from shielded_recrl.config import load_config
 from shielded_recrl.dialogue.study import DialogueStudy
+from shielded_recrl.errors import UserError
 from shielded_recrl.study import Study
 
 HUB, COMMIT = "org/lm", "0" * 40
@@ -51,6 +52,56 @@ def test_files_of_the_users_own(tmp_path):
     assert "--genres ml/movies.csv --synthetic False" in flags
     assert study.comment_inputs() == [str(tmp_path / "train.tsv.gz")]
     assert study.comment_folder(study.comment_inputs()) == str(tmp_path)
+
+
+def test_files_in_a_bucket():
+    given = {"source": "s3://raw/redial/", "train": ["sub/a.jsonl"], "test": ["/data/b.jsonl"]}
+    given |= {"genres": "s3://ml/movies.csv"}
+    study = branch(data=given, emotions={"goemotions": "s3://raw/goemotions"})
+    files = ["s3://raw/redial/sub/a.jsonl", "/data/b.jsonl"]
+    files.append("s3://raw/redial/movies_with_mentions.csv")
+    assert study.raw_inputs() == {"files": files, "genres": "s3://ml/movies.csv"}
+    copies = [path.replace("s3://", ".snakemake/storage/s3/") for path in files]
+    flags = study.prepare_flags({"files": copies, "genres": ".snakemake/storage/s3/ml/movies.csv"})
+    assert flags.startswith(
+        "--raw .snakemake/storage/s3/raw/redial --train sub/a.jsonl --test /data/b.jsonl "
+    )
+    assert "--genres .snakemake/storage/s3/ml/movies.csv --synthetic False" in flags
+    comments = [f"s3://raw/goemotions/{part}.tsv" for part in ("train", "dev", "test")]
+    assert study.comment_inputs() == comments
+    copies = [path.replace("s3://", "copies/") for path in comments]
+    assert study.comment_folder(copies) == "copies/raw/goemotions"
+
+
+def test_a_zip_in_a_bucket():
+    zipped = "s3://raw/redial_dataset.zip"
+    study = branch(data={"source": zipped}, emotions={"source": "lexicon"})
+    assert study.raw_inputs() == {"raw": zipped}
+    assert study.prepare_flags({"raw": "copies/redial.zip"}).startswith("--raw copies/redial.zip ")
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "raw"), [(".", "a.jsonl", "."), ("/", "a.jsonl", "/"), ("x", "../a", "x")]
+)
+def test_the_folder_of_raw_files_is_the_one_given(source, name, raw):
+    data = {"source": source, "train": [name]}
+    study = branch(data=data, emotions={"source": "lexicon"})
+    assert study.prepare_flags(study.raw_inputs()).startswith(f"--raw {raw} --train {name} ")
+
+
+@pytest.mark.parametrize(
+    "emotions", [{"goemotions": "download"}, {"goemotions": "folder"}, {"source": "lexicon"}]
+)
+def test_generated_comments_never_teach_the_emotions_of_real_dialogues(emotions):
+    data = {"source": "redial"}
+    assert branch(data=data, emotions=emotions).settings.data.source == "redial"
+    assert branch(emotions=emotions).settings.data.source == "embedded"
+    with pytest.raises(UserError, match="generated comments") as error:
+        branch(data=data)
+    said = str(error.value)
+    assert "\n" not in said
+    keys = ("dialogue.data.source", "dialogue.emotions.goemotions", "dialogue.emotions.source")
+    assert all(key in said for key in keys)
 
 
 def test_a_word_list_needs_no_classifier():

@@ -1,16 +1,21 @@
 """PPO from the supervised adapter on: what the policy stands over, and runs that are cut."""
 
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from command_line import here
-from shielded_recrl.dialogue import train
+from shielded_recrl.dialogue.comparison.recall import served
+from shielded_recrl.dialogue.corpus.dialogues import RECOMMENDER, SCHEMAS, Dialogues
 from shielded_recrl.dialogue.response.prompts import ResponsePrompts
 from shielded_recrl.dialogue.rl.policy import (
     OVER,
@@ -21,13 +26,14 @@ from shielded_recrl.dialogue.rl.policy import (
     supervised_policy,
 )
 from shielded_recrl.dialogue.settings import DialogueRLSettings
-from shielded_recrl.dialogue.train import TrainPrompts, digest
+from shielded_recrl.dialogue.train import RESAMPLES, TrainPrompts, digest, served_again
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import load_base
 from shielded_recrl.explainer.init import new_adapter, save_adapter
 from shielded_recrl.explainer.lm import adapter_parameters, load_adapter
 from shielded_recrl.files import read_json, read_jsonl, sha256
 from shielded_recrl.resume import load_progress
+from shielded_recrl.rl import run as rl_run
 from shielded_recrl.rl.trainer import PPO
 from shielded_recrl.settings import flags
 from tiny_policy import PROMPT, TinyPolicy, move, write_policy
@@ -55,12 +61,14 @@ def world(tmp_path_factory) -> TinyPolicy:
     return write_policy(tmp_path_factory.mktemp("policy"))
 
 
+def words(world: TinyPolicy, folder: Path, settings=SETTINGS) -> list[str]:
+    """The command `train` and its flags."""
+    places = f"--out {folder}/run --scratch {folder}/scratch"
+    return f"train {world.flags} {places} {flags(settings)}".split()
+
+
 def trained(world: TinyPolicy, folder: Path, settings=SETTINGS):
-    return here(
-        "dialogue",
-        *f"train {world.flags} --out {folder}/run --scratch {folder}/scratch".split(),
-        *flags(settings).split(),
-    )
+    return here("dialogue", *words(world, folder, settings))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +125,7 @@ def test_the_sum_is_rounded_and_the_adapter_is_not(world, tmp_path, precision):
     assert (reference - logits(supervised_policy(world.base, world.supervised, device=CPU))).any()
     assert {weight.dtype for weight in adapter_parameters(model).values()} == {torch.float32}
     move(model, 0.3)
-    save_policy(model, world.supervised, tmp_path / "adapter")
+    save_policy(model, world.base, world.supervised, tmp_path / "adapter")
     again = load_policy(world.base, world.supervised, tmp_path / "adapter", **given)
     assert torch.equal(logits(again), logits(model))
     assert distance(again)["norm"] > 0
@@ -144,7 +152,7 @@ def test_gpt_2_is_merged_too(tmp_path):
 def test_a_policy_comes_back_as_it_was_saved(world, tmp_path):
     model = new_policy(world.base, world.supervised, 4, 8, seed=0, device=CPU)
     move(model, 0.3)
-    save_policy(model, world.supervised, tmp_path / "adapter")
+    save_policy(model, world.base, world.supervised, tmp_path / "adapter")
     again = load_policy(world.base, world.supervised, tmp_path / "adapter", device=CPU)
     assert torch.equal(logits(again), logits(model))
     assert distance(again) == distance(model)
@@ -172,14 +180,33 @@ def test_distance_is_the_norm_of_what_is_added(world):
 
 def test_an_adapter_over_another_supervised_one_is_refused(world, tmp_path):
     model = new_policy(world.base, world.supervised, 4, 8, seed=0, device=CPU)
-    save_policy(model, world.supervised, tmp_path / "adapter")
+    save_policy(model, world.base, world.supervised, tmp_path / "adapter")
     other = tmp_path / "other"
     shutil.copytree(tmp_path / "adapter", other)
     with pytest.raises(UserError, match=r"not an adapter over .*other"):
         load_policy(world.base, other, tmp_path / "adapter", device=CPU)
+    with pytest.raises(UserError, match=r"not an adapter over .*nowhere"):
+        load_policy(world.base, tmp_path / "nowhere", tmp_path / "adapter", device=CPU)
     (other / OVER).unlink()
     with pytest.raises(UserError, match="not an adapter over"):
         load_policy(world.base, world.supervised, other, device=CPU)
+
+
+def test_an_adapter_over_another_base_is_refused(world, tmp_path):
+    """The supervised adapter fits any base of that shape, but adds up to another LM there."""
+    model = new_policy(world.base, world.supervised, 4, 8, seed=0, device=CPU)
+    save_policy(model, world.base, world.supervised, tmp_path / "adapter")
+    base = tmp_path / "base"
+    shutil.copytree(world.base, base)
+    (base / "README.md").write_text("Words beside the weights are nothing to it.")
+    load_policy(base, world.supervised, tmp_path / "adapter", device=CPU)
+    other = load_base(base, "fp32", CPU)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    other.save_pretrained(base)
+    with pytest.raises(UserError, match=r"adapter: not an adapter over .* and .*base; give") as end:
+        load_policy(base, world.supervised, tmp_path / "adapter", device=CPU)
+    assert "\n" not in str(end.value)
 
 
 def test_each_pass_answers_every_turn_once(world):
@@ -216,31 +243,125 @@ def test_the_files_of_a_run(run, world):
     assert summary["distance"]["norm"] > 0
 
 
-def test_a_run_that_was_cut_goes_on_to_the_same_bytes(world, run, tmp_path, monkeypatch):
-    step = PPO.train_step
+# As the system kills: at once, in the third step, with two checkpoints written.
+KILLED = """
+import os, runpy, signal, sys
+from shielded_recrl.rl.trainer import PPO
 
-    def cut(self):
-        if self.step == 2:
-            raise KeyboardInterrupt
-        return step(self)
+step = PPO.generate_trajectory
 
-    monkeypatch.setattr(PPO, "train_step", cut)
-    stopped = trained(world, tmp_path)
-    assert stopped.returncode == 130
-    assert not (tmp_path / "run").exists()
-    monkeypatch.undo()
+def killed(self):
+    return os.kill(os.getpid(), signal.SIGKILL) if self.step == 2 else step(self)
+
+PPO.generate_trajectory = killed
+runpy.run_module("shielded_recrl.dialogue", run_name="__main__")
+"""
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes(world, run, tmp_path):
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *words(world, tmp_path)], capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
     done = trained(world, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resumed at step 2" in done.stderr
     assert sha256(tmp_path / "run/adapter") == sha256(run / "adapter")
-    logs = [
-        [timeless(row) for row in read_jsonl(f / "train.jsonl")] for f in (run, tmp_path / "run")
-    ]
+    logs, summaries = zip(*(written(folder) for folder in (run, tmp_path / "run")), strict=True)
     assert logs[0] == logs[1]
+    assert summaries[0] == summaries[1]
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def written(run: Path) -> tuple[list[dict], dict]:
+    """Log and summary, less what the clock and the machine decide."""
+    summary = read_json(run / "summary.json")
+    rows = [timeless(row) for row in read_jsonl(run / "train.jsonl")]
+    return rows, {k: v for k, v in summary.items() if k not in ("seconds", "peak_memory_mb")}
+
+
+def test_the_summary_names_every_file_that_was_read(run, world):
+    tables = {name: sha256(world.tables.data / f"{name}.parquet") for name in SCHEMAS}
+    assert read_json(run / "summary.json")["inputs"] == tables | {
+        "emotion": sha256(world.tables.emotion),
+        "recommendations": sha256(world.tables.recommendations),
+        "base": sha256(world.base),
+        "supervised": sha256(world.supervised),
+        "critic": sha256(world.critic),
+    }
+
+
+def test_recall_stands_in_the_summary_before_and_after(run, world):
+    """New films of test turns, counted from the tables by hand."""
+    found = read_json(run / "summary.json")["recall"]
+    assert found.keys() == {"before", "after"}
+    assert found["before"] == found["after"]
+    assert found["after"].keys() == {"recall@1", "recall@10", "sha256", "targets"}
+    assert found["after"]["sha256"] == sha256(world.tables.recommendations)
+    tables = {name: pl.read_parquet(world.tables.data / f"{name}.parquet") for name in SCHEMAS}
+    new = (
+        tables["mentions"]
+        .join(tables["dialogues"].filter(pl.col("split") == "test"), on="dialogue")
+        .join(tables["turns"].filter(pl.col("role") == RECOMMENDER), on=["dialogue", "turn"])
+        .filter(~pl.col("is_repeat"))
+    )
+    films = pl.read_parquet(world.tables.recommendations).rename({"position": "place"})
+    assert found["after"]["targets"] == new.height
+    places = new.join(films, on=["dialogue", "turn", "item"])["place"]
+    for depth in (1, 10):
+        mean = found["after"][f"recall@{depth}"]["mean"]
+        assert mean == pytest.approx((places <= depth).sum() / new.height)
+    assert 0 < found["after"]["recall@1"]["mean"] < found["after"]["recall@10"]["mean"]
+
+
+def recommend_others(path: Path, order: str = "item") -> None:
+    """The same films in another order, written where those before stood."""
+    films = pl.read_parquet(path).sort("dialogue", "turn", order)
+    place = pl.int_range(1, pl.len() + 1).over("dialogue", "turn").cast(pl.Int16)
+    films.with_columns(position=place).write_parquet(path)
+
+
+@pytest.fixture
+def own(world, tmp_path) -> TinyPolicy:
+    """The world with recommendations of its own, to change."""
+    path = shutil.copy(world.tables.recommendations, tmp_path / "recommendations.parquet")
+    return replace(world, tables=replace(world.tables, recommendations=path))
+
+
+@pytest.mark.parametrize("order", ["item", "position"])
+def test_recommendations_that_changed_in_training_are_refused(own, order):
+    """Other films, and the same ones in other bytes."""
+    path = own.tables.recommendations
+    inputs = own.tables.inputs(own.base, PROMPT, seed=5)
+    dialogues = Dialogues.load(inputs.data)
+    before = served(path, dialogues, RESAMPLES, inputs.seed)
+    assert served_again(inputs, dialogues, before) == before
+    recommend_others(path, order)
+    if order == "position":
+        pl.read_parquet(path).write_parquet(path, compression="uncompressed")
+    with pytest.raises(UserError, match="changed while responses were trained") as caught:
+        served_again(inputs, dialogues, before)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_whose_recommendations_changed_is_no_run(own, tmp_path, monkeypatch):
+    step = PPO.train_step
+
+    def recommended_anew(self):
+        recommend_others(own.tables.recommendations)
+        return step(self)
+
+    monkeypatch.setattr(PPO, "train_step", recommended_anew)
+    done = trained(own, tmp_path, SETTINGS.model_copy(update={"steps": 1}))
+    assert done.returncode == 1
+    assert "recommendations.parquet: changed while responses were trained" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "discard_progress", lambda path: None)
+    monkeypatch.setattr(rl_run, "discard_progress", lambda path: None)
     assert trained(world, tmp_path, SETTINGS.model_copy(update={"steps": 2})).returncode == 0
     checkpoint = tmp_path / "scratch/checkpoint.safetensors"
     assert checkpoint.is_file()

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from command_line import here
-from shielded_recrl.dialogue import make, prepare
+from shielded_recrl.dialogue import annotate, emotions, make, prepare
 from shielded_recrl.dialogue.corpus import phrases
 from shielded_recrl.dialogue.corpus.dialogues import (
     DISLIKED,
@@ -22,6 +22,8 @@ from shielded_recrl.dialogue.corpus.dialogues import (
     targets,
 )
 from shielded_recrl.dialogue.corpus.world import draw_world
+from shielded_recrl.dialogue.emotion.labels import EMOTIONS
+from shielded_recrl.dialogue.emotion.turns import load_emotions
 from shielded_recrl.dialogue.settings import DialogueWorldSettings
 
 SMALL = DialogueWorldSettings(dialogues=40, films=40, comments=300)
@@ -53,10 +55,15 @@ def raw(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def dialogues(raw, tmp_path_factory):
+def data(raw, tmp_path_factory):
     out = tmp_path_factory.mktemp("dialogue") / "data"
     prepare.main(raw=raw, out=out)
-    return Dialogues.load(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def dialogues(data):
+    return Dialogues.load(data)
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +268,14 @@ class TestSignal:
                     kinds = [kind.lower() for kind in world.films[film].categories]
                     shares[opinion.liked].append(wish in kinds)
         assert np.mean(shares[LIKED]) > np.mean(shares[DISLIKED]) + 0.3
+
+    def test_each_of_the_nine_emotions_is_the_likeliest_of_some_turns(self, raw, data, tmp_path):
+        emotions.main(goemotions=raw / "goemotions", out=tmp_path)
+        annotate.main(data=data, model=tmp_path, out=tmp_path / "turns.parquet")
+        found = load_emotions(tmp_path / "turns.parquet")
+        likeliest = Counter(feels[0][0] for feels in found.values() if feels)
+        # Enough to be learned from: one turn in a hundred.
+        assert min(likeliest[emotion] for emotion in EMOTIONS) > 0.01 * len(found)
 
     def test_prepared_whole(self, raw, dialogues):
         assert len(dialogues.all) == 400

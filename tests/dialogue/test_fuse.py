@@ -1,6 +1,7 @@
 """Stage 1: what is counted, what a context holds, the fused score, and the command with its gate."""
 
 import json
+import shutil
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,7 @@ from shielded_recrl.dialogue.recommender.contexts import (
 from shielded_recrl.dialogue.recommender.evidence import Evidence, count
 from shielded_recrl.dialogue.recommender.files import load
 from shielded_recrl.dialogue.recommender.fusion import EVIDENCE, Recommender, collate, known
+from shielded_recrl.dialogue.recommender.gate import require_found
 from shielded_recrl.dialogue.recommender.items import describe, title_words, words
 from shielded_recrl.dialogue.recommender.training import Knowledge, Schedule, fit
 from shielded_recrl.dialogue.settings import DialogueWorldSettings, FusionSettings
@@ -364,7 +366,8 @@ def test_the_command_writes_a_sealed_model_and_a_report(data, tmp_path, capsys):
     for name in ("model.safetensors", "report.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     report = json.loads((tmp_path / "a" / "report.json").read_text())
-    assert set(report["systems"]) == {"fusion", "copy", "popularity", "cooccurrence"}
+    baselines = {"copy", "popularity", "cooccurrence"}
+    assert set(report["systems"]) == {"fusion", "untrained"} | baselines
     assert report["learned"]["repetition"]["named"] == -3, "no film held out is a repeat"
     model = tmp_path / "a" / "model.safetensors"
     assert load(model).stage == 1
@@ -375,12 +378,72 @@ def test_the_command_writes_a_sealed_model_and_a_report(data, tmp_path, capsys):
         load(model)
 
 
-def test_a_recall_below_the_bound_stops_the_run_and_writes_nothing(data, tmp_path):
-    settings = SMALL.model_copy(update={"epochs": 1, "min_recall": 1.0})
-    with pytest.raises(UserError, match=r"held-out films .*min_recall") as error:
-        fuse.main(data=data, out=tmp_path / "out", seed=1, settings=settings)
+@pytest.fixture
+def beside_chance(data, tmp_path):
+    """The dialogues with their mentions shuffled: what is popular stays so, all else is chance."""
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    mentions = pl.read_parquet(folder / "mentions.parquet")
+    shuffled = mentions.with_columns(pl.col("item").shuffle(seed=0))
+    shuffled.write_parquet(folder / "mentions.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"learning_rate": 1e-12}, "fuse learned nothing: after none of its 2 epochs is the loss"),
+        (
+            {"min_recall": 1.0},
+            r"held-out films .* less than the 1\.0 of dialogue.fusion.min_recall",
+        ),
+    ],
+)
+def test_a_model_that_cannot_find_films_stops_the_run_and_writes_nothing(
+    data, tmp_path, changes, says
+):
+    with pytest.raises(UserError, match=says) as error:
+        fuse.main(
+            data=data, out=tmp_path / "out", seed=1, settings=SMALL.model_copy(update=changes)
+        )
     assert "\n" not in str(error.value)
-    assert not list(tmp_path.rglob("*"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_not_ahead_of_popularity_stops_the_run(beside_chance, tmp_path):
+    """However it learned: here, that of all it has popularity alone says something."""
+    settings = SMALL.model_copy(update={"epochs": 10, "min_recall": 0.0})
+    says = r"no better than popularity: .* a lead of .* \[-.*, .*\]"
+    with pytest.raises(UserError, match=says) as error:
+        fuse.main(data=beside_chance, out=tmp_path / "out", seed=1, settings=settings)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("recall", "low", "passes"),
+    [(0.3, 0.01, True), (0.19, 0.01, False), (0.3, 0.0, False), (0.3, -0.01, False)],
+)
+def test_the_gate_wants_both_bounds(recall, low, passes):
+    found = {
+        "systems": {name: {"recall@10": {"mean": recall}} for name in ("fusion", "popularity")},
+        "ahead_of": {"popularity": {"recall@10": {"mean": 0.1, "low": low, "high": 0.2}}},
+    }
+    if passes:
+        require_found(found, min_recall=0.2)
+    else:
+        with pytest.raises(UserError, match="stage 1"):
+            require_found(found, min_recall=0.2)
+
+
+def test_baselines_stand_beside_what_is_found(data, tmp_path, capsys):
+    fuse.main(data=data, out=tmp_path, seed=1, settings=SMALL)
+    said = capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    for name in ("fusion", "untrained", "cooccurrence", "popularity", "copy"):
+        recall = report["systems"][name]["recall@10"]
+        assert f"{name} {recall['mean']:.3f} [{recall['low']:.3f}, {recall['high']:.3f}]" in said
+    assert set(report["ahead_of"]) == set(report["systems"]) - {"fusion"}
 
 
 def test_missing_inputs_are_one_line(data, tmp_path):

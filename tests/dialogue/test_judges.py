@@ -1,25 +1,21 @@
 """The judges: bounded, fond of no trick, in the known order, and each with evidence of its own."""
 
 import math
-from collections import Counter
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from chat_server import completion, listening
 from shielded_recrl.dialogue import make, prepare
 from shielded_recrl.dialogue.corpus.dialogues import Dialogues, Turn
 from shielded_recrl.dialogue.critique.agreement import agreement
-from shielded_recrl.dialogue.critique.judged import SAMPLED, columns, load_judged, save_judged
+from shielded_recrl.dialogue.critique.judged import SAMPLED
 from shielded_recrl.dialogue.judge import judged, responses
-from shielded_recrl.dialogue.judge import main as judge_command
 from shielded_recrl.dialogue.judges import words as lexicon
-from shielded_recrl.dialogue.judges.base import HEADS, read
-from shielded_recrl.dialogue.judges.counts import Likeness, Trigrams, word_effects
+from shielded_recrl.dialogue.judges.base import HEADS, Case, read
+from shielded_recrl.dialogue.judges.counts import Chance, Likeness, Trigrams, word_effects
 from shielded_recrl.dialogue.judges.rules import (
     Rules,
     built,
@@ -28,20 +24,12 @@ from shielded_recrl.dialogue.judges.rules import (
     of_its_own,
     varied,
 )
-from shielded_recrl.dialogue.judges.unseen import Unseen
+from shielded_recrl.dialogue.judges.unseen import Answered, Unseen
 from shielded_recrl.dialogue.response.corrupt import FAULTS
 from shielded_recrl.dialogue.response.prompts import ResponseRequest, spread
-from shielded_recrl.dialogue.settings import (
-    DialogueWorldSettings,
-    JudgeSettings,
-    ResponsePromptSettings,
-)
+from shielded_recrl.dialogue.settings import DialogueWorldSettings
 from shielded_recrl.errors import UserError
-from shielded_recrl.explainer.init import save_adapter
-from shielded_recrl.explainer.pretrain import train_tokenizer
 from shielded_recrl.provenance import import_closure
-from tiny_dialogues import write_dialogues
-from tiny_world import save_model, tiny_llama, with_adapter
 
 TITLES = [f"Film {number}" for number in range(10)]
 SEEKER = Turn("seeker", "I am so sad, <movie> was boring. I need comedies.", (1,))
@@ -96,13 +84,13 @@ def table(held_out, titles, judges):
 
 
 def overall(judge, request, text):
-    return judge(request.context, text, request.recommended)["overall"]
+    return judge(Case(request.context, text, request.recommended))["overall"]
 
 
 @pytest.mark.parametrize("name", ["rules", "unseen"])
 @pytest.mark.parametrize("text", ["", "  ", "\n", "?! ... ,", "~~"])
 def test_nothing_has_nothing(judges, held_out, name, text):
-    found = judges[name](held_out[0].context, text, TITLES)
+    found = judges[name](Case(held_out[0].context, text, TITLES))
     assert found == dict.fromkeys(HEADS, 0.0)
 
 
@@ -110,15 +98,13 @@ def test_nothing_has_nothing(judges, held_out, name, text):
 @given(st.text(st.sampled_from("aeIi <movie>?!.,'\n19(é王")), st.integers(0, 3))
 def test_scores_are_bounded_whatever_is_said(text, shown):
     for judge in (Rules(["The Heat (1995)"]), _small_unseen()):
-        found = judge([SEEKER], text, TITLES[:shown], gold=HELPFUL)
+        found = judge(Case([SEEKER], text, TITLES[:shown], HELPFUL))
         assert tuple(found) == HEADS
         assert all(0 <= score <= 1 for score in found.values())
 
 
 def _small_unseen(_made=[]):  # noqa: B006
     if not _made:
-        from shielded_recrl.dialogue.judges.unseen import Answered
-
         rows = [Answered((SEEKER,), f"Have you seen <movie> number {n}?", n) for n in range(30)]
         _made.append(Unseen(rows, rows))
     return _made[0]
@@ -215,24 +201,24 @@ def test_what_games_one_judge_does_not_game_the_other(judges, held_out, world):
 
 
 def test_rules_of_each_head():
-    judge = Rules()
-    said = judge([SEEKER], HELPFUL, TITLES)
-    cold = judge([SEEKER], "Have you seen <movie>? It is a hilarious comedy.", TITLES)
-    assert said["empathy"] > cold["empathy"]
-    bare = judge([SEEKER], "Sorry to hear that! Have you seen <movie>?", TITLES)
-    assert said["informativeness"] > bare["informativeness"]
-    none = judge([SEEKER], "Sorry to hear that! It is a hilarious comedy.", TITLES)
-    assert said["recommendation"] > none["recommendation"]
-    assert said["recommendation"] > judge([SEEKER], HELPFUL, [])["recommendation"]
-    flat = judge(
-        [SEEKER], "Sorry to hear that! There is <movie>. It is a hilarious comedy.", TITLES
-    )
-    assert said["engagement"] > flat["engagement"]
-    assert said["overall"] == pytest.approx(np.mean([said[head] for head in HEADS[:-1]]))
+    def said(text, titles=TITLES, context=(SEEKER,)):
+        return Rules()(Case(context, text, titles))
+
+    helpful = said(HELPFUL)
+    cold = said("Have you seen <movie>? It is a hilarious comedy.")
+    assert helpful["empathy"] > cold["empathy"]
+    bare = said("Sorry to hear that! Have you seen <movie>?")
+    assert helpful["informativeness"] > bare["informativeness"]
+    none = said("Sorry to hear that! It is a hilarious comedy.")
+    assert helpful["recommendation"] > none["recommendation"]
+    assert helpful["recommendation"] > said(HELPFUL, [])["recommendation"]
+    flat = said("Sorry to hear that! There is <movie>. It is a hilarious comedy.")
+    assert helpful["engagement"] > flat["engagement"]
+    assert helpful["overall"] == pytest.approx(np.mean([helpful[head] for head in HEADS[:-1]]))
     # Another genre than the one asked for is beside the point.
     asked = [Turn("seeker", "I love horror movies.", ())]
     right, wrong = (
-        judge(asked, f"Then try <movie>, a very creepy {genre} from Spain.", TITLES)
+        said(f"Then try <movie>, a very creepy {genre} from Spain.", context=asked)
         for genre in ("horror", "romance")
     )
     assert right["informativeness"] > wrong["informativeness"]
@@ -254,7 +240,7 @@ def test_what_is_said_at_the_wrong_time_is_worth_half():
     assert place([*middle, other, bye], "You are welcome, bye!") == 1
     assert place(middle, "You are welcome, bye!") == 0.5
     assert place([*middle, other, bye], "Do you like comedies?") == 0.5
-    said = [Rules()(context, "Hello! I like those too.", []) for context in ([hello], middle)]
+    said = [Rules()(Case(turns, "Hello! I like those too.")) for turns in ([hello], middle)]
     assert said[0]["overall"] > said[1]["overall"]
 
 
@@ -278,12 +264,12 @@ def test_unsound_texts():
 def test_a_title_written_out_is_no_recommendation():
     asked, text = [Turn("seeker", "Any good film?", ())], "You should see {}, it is great fun!"
     judge = Rules(["The Long Goodbye (1973)", "It (2017)"])
-    slot = judge(asked, text.format("<movie>"), TITLES)
-    known = judge(asked, text.format("the long goodbye"), TITLES)
+    slot = judge(Case(asked, text.format("<movie>"), TITLES))
+    known = judge(Case(asked, text.format("the long goodbye"), TITLES))
     assert known["recommendation"] < 0.2 * slot["recommendation"]
     assert known["overall"] < slot["overall"]
     # Of known films one is called It; that is a word.
-    other = judge(asked, text.format("anything at all"), TITLES)
+    other = judge(Case(asked, text.format("anything at all"), TITLES))
     assert other["overall"] > known["overall"]
 
 
@@ -297,9 +283,10 @@ def test_moods():
 def test_the_gold_response_is_evidence_of_the_unseen_judge_alone(judges, held_out):
     request = max(held_out, key=lambda one: len(one.gold))
     unseen, rules = judges["unseen"], judges["rules"]
-    asked = (request.context, request.gold, request.recommended)
-    assert unseen(*asked, gold=request.gold)["empathy"] > unseen(*asked, gold="Ok")["empathy"]
-    assert rules(*asked, gold=request.gold) == rules(*asked, gold="Ok") == rules(*asked)
+    asked = Case(request.context, request.gold, request.recommended)
+    right, wrong = asked._replace(gold=request.gold), asked._replace(gold="Ok")
+    assert unseen(right)["empathy"] > unseen(wrong)["empathy"]
+    assert rules(right) == rules(wrong) == rules(asked)
 
 
 @pytest.mark.parametrize("module", ["critic", "critique.model", "rl.reward", "train"])
@@ -317,8 +304,8 @@ def test_the_unseen_judge_wants_people(world):
 def test_the_unseen_judge_is_the_same_each_time(world, judges, held_out):
     again = Unseen.fit(world.split("train"))
     for request in held_out[:5]:
-        asked = (request.context, request.gold, request.recommended)
-        assert again(*asked) == judges["unseen"](*asked)
+        case = Case(request.context, request.gold, request.recommended)
+        assert again(case) == judges["unseen"](case)
 
 
 def test_trigrams_by_hand():
@@ -346,86 +333,109 @@ def test_a_text_is_most_like_itself():
 
 def test_words_have_the_effects_they_were_given():
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(["up", "down", "aside"], 2)) for _ in range(400)]
-    values = [text.count("up") - text.count("down") for text in texts]
-    found = word_effects(texts, values)
+    rows = [set(rng.choice(["up", "down", "aside"], 2).tolist()) for _ in range(400)]
+    values = [("up" in row) - ("down" in row) for row in rows]
+    found = word_effects(rows, values)
     assert found["up"] > 0.5 > abs(found["aside"])
     assert found["down"] < -0.5
-    assert word_effects(["one", "two"], [1, 2]) == {}
+    assert word_effects([{"one"}, {"two"}], [1, 2]) == {}
 
 
-# The command.
+def test_what_is_common_is_not_likely_for_that():
+    # It happens in nine of ten rows of either kind: what there is says nothing.
+    rows = [{"one"} if n % 2 else {"other"} for n in range(400)]
+    chance = Chance(rows, [n % 20 > 1 for n in range(400)])
+    assert chance({"one"}) == pytest.approx(0.5, abs=1e-3)
+    assert chance({"never seen"}) == pytest.approx(0.5, abs=1e-3)
+    # It happens in 18 of 20 rows of one kind and in 9 of 20 of the other.
+    happened = [n % 40 > 3 if n % 2 else n % 40 < 18 for n in range(4000)]
+    chance = Chance([{"one"} if n % 2 else {"other"} for n in range(4000)], happened)
+    shares = {"one": 18 / 20, "other": 9 / 20}
+    even = np.mean(list(shares.values()))
+    for word, share in shares.items():
+        weighed = share / even / (share / even + (1 - share) / (1 - even))
+        assert chance({word}) == pytest.approx(weighed, abs=0.02)
+    assert Chance(rows, [True] * 400)({"one"}) == Chance([], [])({"one"}) == 0.5
 
 
-ANSWER = "\n".join(f"{head}: 4" for head in HEADS)
+# The unseen judge shares no evidence with the one that taught the critic.
 
 
-def test_the_command_judges_every_kind(tmp_path):
-    paths = write_dialogues(tmp_path, 40)
-    texts = [turn.text for dialogue in Dialogues.load(paths.data).all for turn in dialogue.turns]
-    tokenizer = train_tokenizer(iter(texts), 300)
-    model = tiny_llama(len(tokenizer))
-    base = save_model(model, tokenizer, tmp_path / "base")
-    save_adapter(with_adapter(model), tmp_path / "adapter")
-
-    def run(name, url):
-        judge_command(
-            inputs=paths.inputs(base, ResponsePromptSettings(prompt_tokens=64), response_tokens=8),
-            adapter=tmp_path / "adapter",
-            out=tmp_path / f"{name}.parquet",
-            settings=JudgeSettings(
-                train_turns=20, valid_turns=6, test_turns=8, models=("judge",), url=url
-            ),
+@pytest.mark.parametrize("share", [2, 5, 8])
+def test_to_name_a_film_is_no_evidence_by_itself(share):
+    """Where people name films in eight of ten places, whatever was said, to name one is no merit."""
+    asked = ["I like comedies.", "Any idea?", "I saw <movie>.", "Hello!", "What else is there?"]
+    rows = [
+        Answered(
+            (Turn("seeker", asked[n % 5], ()),),
+            f"You should try {'<movie>' if n // 5 % 10 < share else 'that one'}.",
+            n % 7,
         )
-        return load_judged(tmp_path / f"{name}.parquet")
-
-    with listening() as serving:
-        serving.reply = lambda body: (200, {}, completion(ANSWER))
-        table = run("one", serving.url)
-        asked = len(serving.asked)
-        run("two", serving.url)
-    assert len(serving.asked) == 2 * asked
-    kinds = Counter(table["kind"])
-    assert kinds["gold"] == kinds["sampled"] == kinds["corrupted:empty"] == 34
-    assert set(kinds) == {"gold", "sampled", *(f"corrupted:{how}" for how in FAULTS)}
-    train = table.filter(pl.col("split") == "train")
-    assert train["unseen_overall"].null_count() == len(train)
-    others = table.filter(pl.col("split") != "train")
-    assert (
-        not others.select(columns("unseen") + columns("rules") + columns("judge"))
-        .null_count()
-        .sum_horizontal()
-        .sum()
-    )
-    dialogues = Dialogues.load(paths.data)
-    for dialogue, turn, text in (
-        table.filter(pl.col("kind") == "gold").select("dialogue", "turn", "text").iter_rows()
-    ):
-        assert dialogues.all[dialogue].turns[turn].text == text
-    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+        for n in range(400)
+    ]
+    judge = Unseen(rows[:200], rows[200:])
+    for row in rows[:5]:
+        assert judge.names_film(row.context) == pytest.approx(0.5, abs=0.01)
 
 
-def test_damaged_tables_are_one_line(tmp_path, table):
-    path = tmp_path / "judged.parquet"
-    with pytest.raises(UserError, match=r"no such file; make it with .*judge"):
-        load_judged(path)
-    save_judged(path, table)
-    assert load_judged(path).equals(table)
-    raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    path.write_bytes(raw)
-    with pytest.raises(UserError, match="damaged"):
-        load_judged(path)
-    for wrong, message in (
-        (table.drop("kind"), "expected column 'kind'"),
-        (table.drop("rules_empathy"), "expected column 'rules_empathy'"),
-        (table.with_columns(rules_overall=pl.lit(1.5, pl.Float32)), "no number in \\[0, 1\\]"),
-        (table.with_columns(rules_overall=pl.lit(math.nan, pl.Float32)), "no number in"),
-        (table.drop(*columns("rules"), *columns("unseen")), "no column of a judge"),
-    ):
-        wrong.write_parquet(path)
-        with pytest.raises(UserError, match=message):
-            load_judged(path)
-    path.write_text("no parquet")
-    with pytest.raises(UserError, match="not a whole parquet file"):
-        load_judged(path)
+def test_to_name_films_where_people_do_is_evidence(held_out, judges):
+    """Who always, or never, names one has less than people, and less than chance would give."""
+    named = np.array(["<movie>" in request.gold for request in held_out])
+    assert 0.3 < named.mean() < 0.8
+    chance = np.array([judges["unseen"].names_film(request.context) for request in held_out])
+    people = np.where(named, chance, 1 - chance)
+    assert people.mean() > 0.65
+    assert people.mean() > max(chance.mean(), 1 - chance.mean()) + 0.1
+
+
+def test_an_adversary_of_the_rules_gains_nothing_unseen(held_out, judges, world):
+    """In each turn the response of people that `rules` finds to recommend best, of those with a film."""
+    pool = [
+        turn.text
+        for dialogue in world.split("train")[:60]
+        for turn in dialogue.turns[1:]
+        if turn.role == "recommender" and "<movie>" in turn.text
+    ][:60]
+
+    def score(name, texts):
+        cases = [
+            Case(request.context, text, request.recommended)
+            for request, text in zip(held_out, texts, strict=True)
+        ]
+        scores = [judges[name](case) for case in cases]
+        return np.array([[one["recommendation"], one["overall"]] for one in scores])
+
+    best = [
+        max(
+            pool,
+            key=lambda text: judges["rules"](Case(request.context, text, request.recommended))[
+                "recommendation"
+            ],
+        )
+        for request in held_out
+    ]
+    golds = [request.gold for request in held_out]
+    gains = {name: score(name, best) - score(name, golds) for name in judges}
+    none = np.array(["<movie>" not in gold for gold in golds])
+    assert gains["rules"].mean(axis=0).min() > 0.1
+    assert gains["unseen"].mean(axis=0).max() < 0.01
+    # Worst where people named no film, which is where the rules gain most.
+    assert gains["rules"][none].mean(axis=0).min() > 0.2
+    assert gains["unseen"][none].mean(axis=0).max() < -0.1
+
+
+def test_more_films_marks_and_titles_are_no_evidence_of_the_unseen_judge(judges, held_out):
+    unseen, compared = judges["unseen"], 0
+    for request in held_out:
+        if "<movie>" not in request.gold:
+            continue
+        case = Case(request.context, request.gold, request.recommended)
+        more = request.gold.replace("<movie>", "<movie>, <movie>", 1).replace("?", "!")
+        plain, other = unseen(case), unseen(case._replace(text=more))
+        assert unseen(case._replace(titles=())) == plain
+        # All that differs is how sound they are, which all heads have as a factor.
+        for head in ("empathy", "engagement"):
+            expected = plain[head] * other["recommendation"]
+            assert other[head] * plain["recommendation"] == pytest.approx(expected, abs=1e-9)
+        compared += plain["recommendation"] > 0 and other["recommendation"] > 0
+    assert compared > 5

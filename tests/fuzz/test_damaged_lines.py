@@ -413,10 +413,10 @@ class Kind(NamedTuple):
 
 HEADERS = (b"user_id,parent_asin,rating,timestamp\n", b"userId,movieId,rating,timestamp\n")
 KINDS = {
-    "books-2014": Kind("books", "reviews.json", b"", review, review_row, 20_000),
-    "books-2023": Kind("books", "r.csv", HEADERS[0], rating_2023, ratings_2023_row, 24_000),
-    "ml25m": Kind("ml25m", "ratings.csv", HEADERS[1], rating, ratings_row, 24_000),
-    "steam": Kind("steam", "steam.csv", b"", play, play_row, 16_000),
+    "books-2014": Kind("books", "reviews.json", b"", review, review_row, 12_000),
+    "books-2023": Kind("books", "r.csv", HEADERS[0], rating_2023, ratings_2023_row, 26_000),
+    "ml25m": Kind("ml25m", "ratings.csv", HEADERS[1], rating, ratings_row, 27_000),
+    "steam": Kind("steam", "steam.csv", b"", play, play_row, 19_000),
 }
 
 

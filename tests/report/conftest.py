@@ -1,6 +1,7 @@
 """A study on disk, exactly as training, evaluation, audit and data preparation leave it."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -422,16 +423,25 @@ def _summary(root: Path, audits: list[Path]) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Path:
+    """Fifteen runs on three datasets; only copied from."""
+    root = tmp_path_factory.mktemp("study") / "results"
+    for names in STUDY:
+        build_run(root, *names)
+    for dataset in LEVELS:
+        write_json(root / "data" / dataset / "stats.json", _stats(dataset))
+    return root
+
+
 @pytest.fixture
-def study(tmp_path) -> Study:
+def study(built, tmp_path) -> Study:
     """Fifteen runs on three datasets, given in no useful order."""
     root = tmp_path / "results"
-    pairs = [build_run(root, *names) for names in STUDY]
-    stats = []
-    for dataset in LEVELS:
-        stats.append(root / "data" / dataset / "stats.json")
-        write_json(stats[-1], _stats(dataset))
-    runs, audits = [run for run, _ in pairs], [audit for _, audit in pairs]
+    shutil.copytree(built, root)
+    runs = [root / "rl" / dataset / variant / f"seed-{seed}" for dataset, variant, seed in STUDY]
+    audits = [root / "audit" / run.relative_to(root / "rl") / "audit.json" for run in runs]
+    stats = [root / "data" / dataset / "stats.json" for dataset in LEVELS]
     return Study(runs, audits, stats, _summary(root, audits))
 
 

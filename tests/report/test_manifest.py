@@ -252,6 +252,7 @@ def test_a_bad_config_is_one_line(results, tmp_path, content, said):
 
 
 def test_results_have_to_be_a_folder(tmp_path):
+    (tmp_path / "c").write_text("{}")
     with pytest.raises(UserError, match="no such folder"):
         main(results=tmp_path / "no", config=tmp_path / "c", out=tmp_path / "m.json")
 

@@ -126,8 +126,7 @@ def test_ticks_keep_apart_and_panels_hold_every_run(study):
 def test_drawing_is_deterministic_and_leaves_the_defaults_alone(study, tmp_path):
     before = dict(mpl.rcParams)
     for name in ("one", "two"):
-        figures.save(overoptimisation.figure(*load(study)), tmp_path / name)
+        figures.save(overoptimisation.figure(*load(study)), tmp_path / name, ("png",))
     assert dict(mpl.rcParams) == before
-    for kind in ("png", "pdf"):
-        one, two = ((tmp_path / f"{name}.{kind}").read_bytes() for name in ("one", "two"))
-        assert one == two
+    one, two = ((tmp_path / f"{name}.png").read_bytes() for name in ("one", "two"))
+    assert one == two

@@ -72,8 +72,8 @@ def test_the_markup_of_a_text_is_shown():
 def test_no_text_is_markup(text):
     plain = " ".join(text.split())
     page = paragraph(f"x {text} x")
-    kinds = {"html", "head", "meta", "title", "style", "body", "div", "table", "thead", "tbody"}
-    assert {name for name, _ in page.tags} <= kinds | {"tr", "th", "td", "p", "ul", "li"}
+    kinds = {"html", "head", "meta", "title", "style", "body", "main", "div", "table", "thead"}
+    assert {name for name, _ in page.tags} <= kinds | {"tbody", "tr", "th", "td", "p", "ul", "li"}
     assert page.text.count(f"x {plain} x" if plain else "x x") >= 3
 
 
@@ -114,6 +114,32 @@ def test_of_other_images_the_description_is_left(tmp_path, source):
     page = Tags(document(f"![the <curve>]({source})\n", folder))
     assert not page.named("img")
     assert "the <curve>" in page.text
+
+
+def test_an_image_with_text_below_is_a_figure_with_its_caption(tmp_path):
+    (tmp_path / "a.svg").write_text("<svg/>")
+    text = "# T\n\n![drawn](a.svg)\n**Figure 1.** What <b>it</b> is.\n\n![alone](a.svg)\n\nText.\n"
+    page = document(text, tmp_path)
+    first, second = page.split("<figure>")[1:]
+    assert (
+        "<figcaption><strong>Figure 1.</strong> What &lt;b&gt;it&lt;/b&gt; is.</figcaption>"
+        in first
+    )
+    assert first.rstrip().endswith("</figure>")
+    assert second.endswith("</figure>\n<p>Text.</p>\n</main>\n</body>\n</html>\n")
+    assert "figcaption" not in second
+    assert [image["alt"] for image in Tags(page).named("img")] == ["drawn", "alone"]
+    # What is no image of the page's own is no figure.
+    assert "<figure>" not in document("![gone](b.svg)\nText below it.\n", tmp_path)
+
+
+def test_headings_can_be_linked_to_and_columns_have_a_scope():
+    text = "# A title!\n\n[there](#seed-1)\n\n## Seed 1\n\n## Seed 1\n\n| a |\n|---|\n| b |\n"
+    page = Tags(document(text, NOWHERE))
+    assert [page.named(tag)[0]["id"] for tag in ("h1", "h2")] == ["a-title", "seed-1"]
+    assert page.named("h2")[1]["id"] == "seed-1-1"
+    assert page.named("a") == [{"href": "#seed-1"}]
+    assert page.named("th") == [{"scope": "col"}]
 
 
 def test_files_are_written_in_order(tmp_path):

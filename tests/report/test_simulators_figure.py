@@ -155,8 +155,7 @@ def test_nothing_is_cut_off_with_many_variants_or_one(extended, figure):
 def test_drawing_is_deterministic_and_leaves_the_defaults_alone(study, tmp_path, figure):
     before = dict(mpl.rcParams)
     for name in ("one", "two"):
-        save(figure(*load(study)), tmp_path / name)
+        save(figure(*load(study)), tmp_path / name, ("png",))
     assert dict(mpl.rcParams) == before
-    for kind in ("png", "pdf"):
-        one, two = ((tmp_path / f"{name}.{kind}").read_bytes() for name in ("one", "two"))
-        assert one == two
+    one, two = ((tmp_path / f"{name}.png").read_bytes() for name in ("one", "two"))
+    assert one == two

@@ -103,8 +103,7 @@ def test_nothing_is_cut_off_with_many_runs_or_one(extended):
 def test_drawing_is_deterministic_and_leaves_the_defaults_alone(study, tmp_path):
     before = dict(mpl.rcParams)
     for name in ("one", "two"):
-        save(texts.figure(*load(study)), tmp_path / name)
+        save(texts.figure(*load(study)), tmp_path / name, ("png",))
     assert dict(mpl.rcParams) == before
-    for kind in ("png", "pdf"):
-        one, two = ((tmp_path / f"{name}.{kind}").read_bytes() for name in ("one", "two"))
-        assert one == two
+    one, two = ((tmp_path / f"{name}.png").read_bytes() for name in ("one", "two"))
+    assert one == two

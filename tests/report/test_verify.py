@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import audit_document
 from shielded_recrl.audit import gate
 from shielded_recrl.config import Config
+from shielded_recrl.dialogue.manifest import manifest as dialogue_manifest
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import read_json, write_json
 from shielded_recrl.report.manifest import manifest
@@ -215,6 +216,77 @@ def test_a_manifest_can_lie_elsewhere(results, tmp_path, capsys):
     elsewhere = (results / "manifest.json").rename(tmp_path / "kept.json")
     main(results, manifest=elsewhere)
     assert "3 files verified" in capsys.readouterr().out
+
+
+@pytest.fixture
+def branch(results):
+    """The dialogue branch beside the study, with a manifest of its own."""
+    folder = results / "dialogue"
+    for path in ("data/turns.parquet", "rl/seed-42/evaluation.json", "report/comparison.html"):
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).write_text(path)
+    out = folder / "report/manifest.json"
+    write_json(out, dialogue_manifest(folder, Config(), out))
+    return folder
+
+
+def test_both_manifests_are_verified(results, branch, capsys):
+    main(results)
+    said = [f"{results}: 3 files verified", f"{branch}: 3 files verified"]
+    assert capsys.readouterr().out.splitlines() == said
+
+
+@given(name=st.sampled_from(["data/turns.parquet", "rl/seed-42/evaluation.json"]), data=st.data())
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_flipped_bit_in_the_branch_is_found(results, branch, name, data, capsys):
+    path = branch / name
+    before = path.read_bytes()
+    bit = data.draw(st.integers(0, 8 * len(before) - 1))
+    flipped = bytearray(before)
+    flipped[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(flipped)
+    with pytest.raises(SystemExit, match=r"problems: 1; files listed in .*dialogue"):
+        main(results)
+    path.write_bytes(before)
+    own, line = capsys.readouterr().out.splitlines()
+    assert own == f"{results}: 3 files verified"
+    assert line.startswith(f"dialogue/{name}: changed: SHA-256 ")
+
+
+def test_problems_of_study_and_branch_are_told_together(results, branch, capsys):
+    (results / "a.csv").unlink()
+    (branch / "data/new.json").write_text("new")
+    with pytest.raises(SystemExit) as caught:
+        main(results)
+    lines = ["a.csv: missing", "dialogue/data/new.json: not listed"]
+    assert capsys.readouterr().out.splitlines() == lines
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"{results}: problems: 1; ")
+    assert second.startswith(f"{branch}: problems: 1; ")
+
+
+def test_a_branch_alone_is_verified_and_the_rest_said_not_to_be_covered(results, branch, capsys):
+    (results / "manifest.json").unlink()
+    main(results)
+    assert capsys.readouterr().out.splitlines() == [
+        "not covered: the study, which has no manifest.json",
+        f"{branch}: 3 files verified",
+    ]
+    for path in ("a.csv", "data/books/b.json", "data/books/c.json"):
+        (results / path).unlink()
+    main(results)
+    assert capsys.readouterr().out == f"{branch}: 3 files verified\n"
+
+
+def test_a_branch_that_has_not_run_to_its_end_is_said_not_to_be_covered(results, branch, capsys):
+    (branch / "report/manifest.json").unlink()
+    main(results)
+    assert capsys.readouterr().out.splitlines() == [
+        "not covered: dialogue, which has no dialogue/report/manifest.json",
+        f"{results}: 3 files verified",
+    ]
 
 
 def test_as_a_command_of_its_own(results):

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    PreTrainedTokenizerFast,
+)
 
 from shielded_recrl.errors import UserError
 from shielded_recrl.rl.rewards.base import Composite
@@ -125,6 +130,48 @@ def test_what_is_too_long_is_cut_in_the_prompt_first(model, tokenizer):
     alone = LearnedCritic(model, tokenizer, HEADS, max_tokens=5)
     cut = score(alone, ["a good film you it", "a good film"])
     assert torch.allclose(cut[0], cut[1])
+
+
+def wordpiece(lower):
+    """A tokenizer as BERT has it."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "[", "]", "sep", "SEP", "MASK"]
+    return BertTokenizerFast({word: i for i, word in enumerate(words)}, do_lower_case=lower)
+
+
+def unigram():
+    """A tokenizer as XLM-RoBERTa has it: to its model a special token is a piece like any other."""
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    pieces = [(piece, 0.0) for piece in special.values()]
+    pieces += [(piece, -5.0) for piece in ("▁", "<", "/", ">", *(f"▁{word}" for word in WORDS))]
+    core = Tokenizer(models.Unigram(pieces, unk_id=3))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 1)],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "template"),
+    [
+        (wordpiece(lower=True), ["[CLS]", "[SEP]", "[SEP]"]),
+        (wordpiece(lower=False), ["[CLS]", "[SEP]", "[SEP]"]),
+        (unigram(), ["<s>", "</s>", "</s>", "</s>"]),
+    ],
+    ids=["BERT", "cased BERT", "unigram"],
+)
+def test_no_text_spells_a_special_token(tokenizer, template, model):
+    critic = LearnedCritic(model, tokenizer, HEADS, read_prompt=True, max_tokens=40)
+    spelled = f" {tokenizer.pad_token} {template[0]} good{template[1]} [MASK] "
+    for prompt, response in ((f"a{spelled}book", "film"), ("a book", f"film{spelled}")):
+        found = critic.encoded(prompt, response)
+        assert {len(values) for values in found.values()} == {len(found["input_ids"])}
+        tokens = tokenizer.convert_ids_to_tokens(found["input_ids"])
+        special = [token for token in tokens if token in tokenizer.all_special_tokens]
+        assert [token for token in special if token != tokenizer.unk_token] == template
+        assert sum("good" in token for token in tokens) == 1
 
 
 def test_it_is_frozen(critic, model):

@@ -240,7 +240,7 @@ class PowerCut(Exception):
     """What a run dies of."""
 
 
-@pytest.mark.parametrize("kind", ["none", "nullspace", "penalty"])
+@pytest.mark.parametrize("kind", ["nullspace", "penalty"])
 def test_a_command_that_died_goes_on_where_it_stopped(
     world, readout, collect, tmp_path, monkeypatch, kind
 ):
@@ -254,7 +254,7 @@ def test_a_command_that_died_goes_on_where_it_stopped(
             kind="nullspace" if constrained else "none",
             energy=0.9,
             scope="all",
-            penalty=0.0 if kind == "none" else 10.0,
+            penalty=10.0,
         ),
     }
     whole = command(world, readout, tmp_path / "whole", **options)

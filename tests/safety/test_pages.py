@@ -34,7 +34,7 @@ HOSTILE = {
     "formula": '=HYPERLINK("http://evil.example","x")',
 }
 FRAME = {"html", "head", "meta", "title", "style", "body", "div", "h1", "h2", "h3", "p", "ul", "li"}
-FRAME |= {"table", "thead", "tbody", "tr", "th", "td", "strong", "code"}
+FRAME |= {"main", "table", "thead", "tbody", "tr", "th", "td", "strong", "code"}
 SHEET = FRAME | {"ol", "br", "caption", "colgroup", "col", "span", "small", "em"}
 
 

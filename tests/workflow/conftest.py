@@ -24,6 +24,12 @@ import forked
 from planted import SECRETS
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {
+    "PYTHONPATH": "",
+    "OMP_NUM_THREADS": "1",
+    # No job compiles, but to import bitsandbytes is to get ready for it: a fifth of a job's start.
+    "TORCHDYNAMO_DISABLE": "1",
+}
 TEXT = {
     *("dataset", "variant", "seed", "shield", "provenance", "notes"),
     *("certificate_protected", "certificate_heldout"),
@@ -100,9 +106,9 @@ class Copy:
         return ["--cores", "2", *targets, *files]
 
     def _environment(self, more: dict[str, str] | None) -> dict[str, str]:
-        return os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"} | (more or {})
+        return os.environ | ENVIRONMENT | (more or {})
 
-    def ask(
+    def run(
         self,
         *targets: str,
         config: str | None = "tests/tiny.yaml",
@@ -110,7 +116,7 @@ class Copy:
         environment: dict[str, str] | None = None,
         check: bool = True,
     ) -> subprocess.CompletedProcess:
-        """`run` for what starts no job, in half the time."""
+        """Run `snakemake` to its end; a test that is stopped leaves no job behind."""
         arguments = self._arguments(targets, config, changes)
         server = snakemake_that_forks()
         with TemporaryDirectory() as folder:
@@ -132,20 +138,9 @@ class Copy:
         assert status == 0 or not check, f"{stdout}\n{stderr}"
         return subprocess.CompletedProcess(arguments, status, stdout, stderr)
 
-    def run(self, *args: str, check: bool = True, **settings: Any) -> subprocess.CompletedProcess:
-        """Run `snakemake` to its end; a test that is stopped leaves no job behind."""
-        process = self.start(*args, **settings)
-        try:
-            stdout, stderr = process.communicate()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-        assert process.returncode == 0 or not check, f"{stdout}\n{stderr}"
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-
     def plan(self, *args: str, **settings: Any) -> Plan:
         """The jobs a run would start."""
-        result = self.ask("-n", *args, **settings)
+        result = self.run("-n", *args, **settings)
         text = result.stdout + result.stderr
         jobs = Counter(re.findall(r"^Job \d+: (.+)$", text, re.MULTILINE))
         table = re.search(r"^job +count\n[- ]+\n((?:\w+ +\d+\n)+)", text, re.MULTILINE)

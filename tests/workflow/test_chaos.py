@@ -29,7 +29,7 @@ KILLS, OF_SNAKEMAKE = 20, 3
 # Jobs that are finished when the last kill is due, of 14.
 LAST = 10
 # CPU seconds into a job or into Snakemake: their imports alone take more.
-MOMENTS = 2.5
+MOMENTS = 1.5
 OF_THE_MACHINE = {"seconds", "tokens_per_second", "memory_mb", "peak_memory_mb"}
 
 
@@ -86,7 +86,7 @@ def alive(group: int) -> list[psutil.Process]:
 def snakemake(copy, *args: str) -> Iterator[subprocess.Popen]:
     """A run that somebody started again; whatever happens, it leaves no process."""
     if any((copy.folder / ".snakemake/locks").glob("*")):
-        copy.ask("--unlock", TABLE, changes=STEAM)
+        copy.run("--unlock", TABLE, changes=STEAM)
     process = copy.start(
         TABLE, "--rerun-incomplete", *args, changes=STEAM, log=copy.folder / "run.log"
     )

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEAM = {"study": [{"dataset": "steam", "variants": ["shielded"], "seeds": [1]}]}
 TARGET = "results/data/steam/stats.json"
 # All there is: the study, and the branch apart from it.
-TARGETS = ("results/manifest.json", "results/dialogue/report/comparison.html")
+TARGETS = ("results/manifest.json", "results/dialogue/report/manifest.json")
 # Triggers of profiles/runpod: all but the software environment.
 TRIGGERS = ("--rerun-triggers", "mtime", "params", "input", "code")
 CONDA = """#!/usr/bin/env bash

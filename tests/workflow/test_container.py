@@ -69,15 +69,8 @@ def containerized(untouched, tmp_path_factory):
     folder = tmp_path_factory.mktemp("conda")
     (folder / "conda").write_text(CONDA)
     (folder / "conda").chmod(0o755)
-    result = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--containerize"],
-        cwd=untouched.folder,
-        env=os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    path = os.pathsep.join([str(folder), os.environ["PATH"]])
+    return untouched.run("--containerize", config=None, environment={"PATH": path}).stdout
 
 
 @pytest.mark.slow

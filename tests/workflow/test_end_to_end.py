@@ -66,7 +66,7 @@ def test_nothing_half_written_and_no_checkpoint_is_left(tiny):
 
 
 def test_second_run_has_nothing_to_do(twin):
-    assert "Nothing to be done" in twin.ask().stderr
+    assert "Nothing to be done" in twin.run().stderr
 
 
 def test_results_are_those_of_the_manifest(tiny):

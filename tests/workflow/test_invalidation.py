@@ -44,7 +44,7 @@ def test_another_folder_comments_docstrings_layout_and_machine_settings_rerun_no
         text = re.sub(r"^def ", "# Why it is so.\n\n\ndef ", text, flags=re.MULTILINE)
         path.write_text(text + "\n\n# The end.\n", encoding="utf-8")
     assert "Why it is so" in moved.read(f"{LIBRARY}/rl/ppo.py")
-    plan = moved.ask("-n", changes={"resources": {"threads": 2, "mem_mb": 900, "gpu": 1}})
+    plan = moved.run("-n", changes={"resources": {"threads": 2, "mem_mb": 900, "gpu": 1}})
     assert "Nothing to be done" in plan.stdout + plan.stderr, plan.stdout
 
 

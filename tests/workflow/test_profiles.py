@@ -74,7 +74,7 @@ class TestDryRun:
 
     def test_two_gpus_share_a_training(self, untouched):
         two = ("--profile", "runpod", "--config", "resources={gpu: 2}", "--printshellcmds")
-        result = untouched.ask("-n", *two, config=None)
+        result = untouched.run("-n", *two, config=None)
         commands = re.findall(r"--nproc_per_node (\d+)", result.stdout + result.stderr)
         assert commands == ["2"] * 21
 

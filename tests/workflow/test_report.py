@@ -25,7 +25,7 @@ FIGURES = {
 def report(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     path = folder / "report.html"
-    tiny.twin(folder / "twin").ask("--report", str(path), environment=SECRETS)
+    tiny.twin(folder / "twin").run("--report", str(path), environment=SECRETS)
     return path
 
 

@@ -31,7 +31,7 @@ def test_gpus_of_this_machine_limit_it_and_not_a_cluster(clean):
     (clean.folder / "dev/nvidia0").touch()
 
     def ranks(*args):
-        told = clean.ask(
+        told = clean.run(
             *("-n", "-p", *args, "results/rl/steam/shielded/seed-1/summary.json"),
             changes={"resources": {"gpu": 4}},
             environment={"CUDA_VISIBLE_DEVICES": "0"},

@@ -20,7 +20,7 @@ TRAINED = [
 @pytest.fixture(scope="module")
 def dry_run(untouched):
     """What Snakemake would do to train policies, on three datasets: every job and its command."""
-    result = untouched.ask("-n", "--printshellcmds", *TRAINED, config="config/config.yaml")
+    result = untouched.run("-n", "--printshellcmds", *TRAINED, config="config/config.yaml")
     return result.stdout + result.stderr
 
 
@@ -42,7 +42,7 @@ def test_the_walk_would_see_one(dry_run):
 
 
 def test_no_file_of_an_evaluation_an_audit_or_the_report_is_read(untouched):
-    summary = untouched.ask("--detailed-summary", *TRAINED, config="config/config.yaml").stdout
+    summary = untouched.run("--detailed-summary", *TRAINED, config="config/config.yaml").stdout
     assert "results/data/books/train.parquet" in summary
     for written in ("evaluation.json", "explanations.jsonl", "rankings.parquet", "results/audit"):
         assert written not in summary

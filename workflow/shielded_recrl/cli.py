@@ -59,6 +59,9 @@ def run_stage(stage: str, commands: dict[str, str], default: str | None = None) 
     except KeyboardInterrupt:
         print(f"{program} {name}: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    finally:
+        # Python would search all there is for garbage once more, though it ends.
+        gc.freeze()
     sys.exit(0)
 
 

@@ -13,6 +13,7 @@ from shielded_recrl.data.settings import DATASETS, EDITIONS, DatasetSettings, Wo
 from shielded_recrl.dialogue.settings import DialogueSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import ExplainerSettings
+from shielded_recrl.hub import fetched_name, is_local, require_pinned
 from shielded_recrl.machine import ResourceSettings
 from shielded_recrl.ranker.settings import RankerSettings
 from shielded_recrl.report.settings import ReportSettings
@@ -183,18 +184,18 @@ class Config(Settings):
                 f"another base has the same folder name {base_name(explainer)!r}; rename one folder "
                 "or use one revision",
             )
-        for key, source in (
-            ("data.source", self.dialogue.data.source),
-            ("emotions.goemotions", self.dialogue.emotions.goemotions),
-        ):
-            _require(
-                not source.startswith("s3://"),
-                f"dialogue.{key}",
-                "raw files of dialogues are not read from a bucket; copy them and give their folder",
-            )
+        dialogues, emotions = self.dialogue.data, self.dialogue.emotions
+        _require(
+            dialogues.source == "embedded"
+            or emotions.goemotions != "embedded"
+            or emotions.source == "lexicon",
+            "dialogue.emotions.goemotions",
+            "generated comments say nothing of the real dialogues of dialogue.data.source; give "
+            "`download` or the folder of GoEmotions, or set dialogue.emotions.source to lexicon",
+        )
         response, critic = self.dialogue.response, self.dialogue.critic
-        _require_pinned(response.base, response.revision, "dialogue.response.revision")
-        _require_pinned(critic.encoder, critic.encoder_revision, "dialogue.critic.encoder_revision")
+        require_pinned(response.base, response.revision, "dialogue.response.revision")
+        require_pinned(critic.encoder, critic.encoder_revision, "dialogue.critic.encoder_revision")
         for index, cell in enumerate(self.study):
             key = f"study.{index}"
             _require(
@@ -234,7 +235,7 @@ class Config(Settings):
         explainer = settings.explainer
         own = "base" in self.variants[name].explainer
         key = f"variants.{name}.explainer.revision" if own else "explainer.revision"
-        _require_pinned(explainer.base, explainer.revision, key)
+        require_pinned(explainer.base, explainer.revision, key)
         shield = settings.shield
         _require(
             "penalty" not in self.variants[name].shield
@@ -267,15 +268,10 @@ class Config(Settings):
         return settings.model_copy(update={"shield": shield.model_copy(update=unread)})
 
 
-def is_local(base: str) -> bool:
-    """Whether a base names a folder rather than a repository of the hub."""
-    return base.startswith((".", "/"))
-
-
 def base_name(explainer: ExplainerSettings) -> str:
     """Folder name of a base LM in a precision; `embedded` for the embedded one in fp32."""
     base = explainer.base
-    name = Path(base).name if is_local(base) else base.replace("/", "--")
+    name = Path(base).name if is_local(base) else fetched_name(base)
     return name if explainer.precision == "fp32" else f"{name}-{explainer.precision}"
 
 
@@ -294,15 +290,6 @@ def load_config(values: dict[str, Any]) -> Config:
 def _require(condition: bool, key: str, message: str) -> None:
     if not condition:
         raise ValueError(f"{key}: {message}")
-
-
-def _require_pinned(model: str, revision: str | None, key: str) -> None:
-    _require(
-        model == "embedded" or is_local(model) or revision is not None,
-        key,
-        f"hub id {model!r} needs the 40-digit commit it is pinned to "
-        "(a local folder starts with ./, ../ or /)",
-    )
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from shielded_recrl.audit.settings import EMBEDDED_SCORER
-from shielded_recrl.config import Config, VariantSettings, base_name, is_local
+from shielded_recrl.config import Config, VariantSettings, base_name
 from shielded_recrl.data.settings import RAW_FILES, PrepareSettings, release
 from shielded_recrl.explainer.settings import PromptSettings
+from shielded_recrl.hub import fetched_name, is_local, model_folder
 from shielded_recrl.settings import flags, section
 from shielded_recrl.shield.settings import BasisSettings, ShieldSettings
 
@@ -143,7 +144,7 @@ class Study:
         name = self.bases[base].base
         if name == "embedded":
             return f"results/explainer/{dataset}/embedded/model"
-        return name if is_local(name) else f"resources/models/{name.replace('/', '--')}"
+        return model_folder(name)
 
     def base_of(self, job: Mapping[str, str]) -> str:
         """Folder of the base LM of a job, whose wildcards name the base or the variant."""
@@ -177,7 +178,7 @@ class Study:
     def revisions(self) -> dict[str, str]:
         """Folder name of each base LM from the hub -> the commit it is pinned to."""
         return {
-            explainer.base.replace("/", "--"): explainer.revision
+            fetched_name(explainer.base): explainer.revision
             for explainer in self.bases.values()
             if explainer.revision
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from shielded_recrl.hub import Revision, is_local, require_pinned
 from shielded_recrl.settings import Settings
 
 EMBEDDED_SCORER = "alt-profanity-check"
@@ -18,24 +19,19 @@ class ScorerSettings(Settings):
         description="What judges toxicity: `alt-profanity-check`, or a Detoxify-style classifier "
         "as a local folder or a hub id.",
     )
-    scorer_revision: str | None = Field(
-        None,
-        pattern="^[0-9a-f]{40}$",
-        description="Commit of the scorer's hub repository; needed with a hub id.",
+    scorer_revision: Revision = Field(
+        None, description="Commit of the scorer's hub repository; needed with a hub id."
     )
 
     @property
     def scorer_on_hub(self) -> bool:
         """Whether the scorer is a repository of the hub; a local folder starts with . or /."""
-        return self.scorer != EMBEDDED_SCORER and not self.scorer.startswith((".", "/"))
+        return self.scorer != EMBEDDED_SCORER and not is_local(self.scorer)
 
     @model_validator(mode="after")
     def _pinned(self) -> ScorerSettings:
-        if self.scorer_on_hub and self.scorer_revision is None:
-            raise ValueError(
-                f"scorer_revision: hub id {self.scorer!r} needs the 40-digit commit it is pinned "
-                "to (a local folder starts with ./, ../ or /)"
-            )
+        if self.scorer_on_hub:
+            require_pinned(self.scorer, self.scorer_revision, "scorer_revision")
         return self
 
 

@@ -32,9 +32,10 @@ from shielded_recrl.cluster.footprint import (
     shape_of,
     weight_bytes,
 )
-from shielded_recrl.config import is_local, load_config
+from shielded_recrl.config import load_config
 from shielded_recrl.data.settings import release
 from shielded_recrl.errors import UserError, first_line
+from shielded_recrl.hub import is_local, model_folder, on_hub
 from shielded_recrl.machine import HF_CACHE
 from shielded_recrl.study import Study
 
@@ -344,14 +345,14 @@ def used_bases(study: Study) -> list[str]:
 
 def hub_ids(study: Study) -> list[str]:
     """What the study fetches from the hub."""
-    bases = [base for base in used_bases(study) if base != "embedded" and not is_local(base)]
+    bases = [base for base in used_bases(study) if on_hub(base)]
     audit = study.config.audit
     return [*bases, *([audit.scorer] * audit.scorer_on_hub)]
 
 
 def base_folder(base: str) -> Path:
     """Where a base lies that is the user's own, or fetched."""
-    return Path(base) if is_local(base) else Path("resources/models", base.replace("/", "--"))
+    return Path(model_folder(base))
 
 
 def base_shape(base: str) -> Shape | None:

@@ -20,5 +20,6 @@ run_stage(
         "compare": "Show the comparison of the three as a table.",
         "samples": "Show dialogues with the three responses side by side.",
         "report": "Write the comparison report.",
+        "manifest": "List every artefact of the branch with its checksum.",
     },
 )

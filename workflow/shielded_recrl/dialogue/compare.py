@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shielded_recrl.dialogue.comparison.finding import headline, meaning
+from shielded_recrl.dialogue.comparison.runs import load_study
 from shielded_recrl.dialogue.comparison.text import (
     aligned,
     brief,
     columns,
     cost_rows,
-    load_run,
-    over_seeds,
     statement,
     verdicts,
 )
@@ -25,7 +25,7 @@ def main(*, runs: tuple[Path, ...]) -> None:
     Args:
         runs: folders of runs of `train` that `evaluate` has compared.
     """
-    found = [load_run(folder) for folder in runs]
+    found = load_study(runs)
     for run in found:
         about = run.evaluation
         print(
@@ -36,7 +36,7 @@ def main(*, runs: tuple[Path, ...]) -> None:
         # Systems and differences would be too wide beside each other.
         for part in (slice(1, 6), slice(6, None)):
             print("\n".join(aligned([(row[0], *row[part]) for row in (header, *rows)])), "\n")
-        cost = ("", "samples a turn", "KL, nats a token", "KL, nats a response")
+        cost = ("system", "samples a turn", "KL, nats a token", "KL, nats a response")
         print("\n".join(aligned([cost, *cost_rows(about)])), "\n")
-        print("\n".join(f"- {line}" for line in (*verdicts(about), statement(about))), "\n")
-    print("\n".join(over_seeds(found)))
+        print("\n".join(f"- {line}" for line in verdicts(about)), "\n")
+    print("\n".join((headline(found), meaning(found), statement(found[0].evaluation))))

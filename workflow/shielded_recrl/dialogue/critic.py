@@ -4,9 +4,9 @@ In: `judged.parquet`, the prepared dialogues whose turns it reads, an encoder or
 (config.json, model.safetensors, tokenizer) that `Critic.load` reads, and `report.json`.
 
 The whole encoder is trained, by cross-entropy against the judges' mean score, whose expectation is
-least where the prediction is the expected score (Good 1952). Dialogues of the train split teach;
-those of the validation split say when to stop; the gate and all numbers of the report are of the
-test split, see `critic_gate`.
+least where the prediction is the expected score (Good 1952). Dialogues of the train split teach, and
+a share of them, held back, says when to stop; the gate and all numbers of the report are of the valid
+split, see `critique.gate`. Nothing of the test split is read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from shielded_recrl.dialogue.critique.model import (
     new_encoder,
     pretrained_encoder,
 )
-from shielded_recrl.dialogue.critique.training import Rows, fit
+from shielded_recrl.dialogue.critique.training import Rows, fit, held_back
 from shielded_recrl.dialogue.judges.base import HEADS
 from shielded_recrl.dialogue.settings import CriticTrainingSettings
 from shielded_recrl.errors import UserError
@@ -58,32 +58,36 @@ def main(
         out: folder of the critic to write.
         report: report.json to write.
         encoder: folder of a pretrained encoder; without it, the embedded one is trained from scratch.
-        seed: of new weights, order and bootstrap.
+        seed: of what is held back, new weights, order and bootstrap.
         settings: the embedded encoder's size, and the training.
     """
     table = load_judged(judged)
     splits = split_rows(table, Dialogues.load(data), settings.judges, judged)
-    train, valid, test = (splits[name] for name in ("train", "valid", "test"))
+    train, valid = splits["train"], splits["valid"]
+    taught, stop = held_back(train, settings.stop_share, seed)
     if encoder is None:
-        texts = [context_text(row, settings.context_turns) for row in train.contexts]
-        model, tokenizer = new_encoder([*texts, *train.texts], settings, seed)
+        texts = [context_text(row, settings.context_turns) for row in taught.contexts]
+        model, tokenizer = new_encoder([*texts, *taught.texts], settings, seed)
     else:
         model, tokenizer = pretrained_encoder(encoder, settings.max_tokens, seed)
     model.to(default_device())
-    found = fit(model, tokenizer, train, valid, settings, seed)
+    found = fit(model, tokenizer, taught, stop, settings, seed)
     critic = Critic(model, tokenizer, settings.context_turns, settings.max_tokens)
-    predicted = critic(test.contexts, test.texts).numpy()
+    predicted = critic(valid.contexts, valid.texts).numpy()
     constant = train.scores[is_plain(train.table)].mean(axis=0)
-    about = report_of_critic(test.table, test.scores, predicted, constant, settings.bootstrap, seed)
+    about = report_of_critic(
+        valid.table, valid.scores, predicted, constant, settings.bootstrap, seed
+    )
     gate(about)
+    parts = {"taught": taught, "stop": stop, "valid": valid}
     about |= {
-        "judges": agreement(table.filter(pl.col("split") != "train"), settings.bootstrap, seed),
+        "judges": agreement(table.filter(pl.col("split") == "valid"), settings.bootstrap, seed),
         "learned_from": list(settings.judges),
         "training": found.log,
         "epoch": found.epoch,
         "encoder_change": found.encoder_change,
-        "rows": {name: len(rows.texts) for name, rows in splits.items()},
-        "dialogues": {name: rows.table["dialogue"].n_unique() for name, rows in splits.items()},
+        "rows": {name: len(rows.texts) for name, rows in parts.items()},
+        "dialogues": {name: rows.table["dialogue"].n_unique() for name, rows in parts.items()},
         "seed": seed,
     }
     critic.save(out)
@@ -101,11 +105,11 @@ def main(
 def split_rows(
     table: pl.DataFrame, dialogues: Dialogues, judges: Sequence[str], path: Path
 ) -> dict[str, Rows]:
-    """Rows of each split that every judge scored, with the mean of the judges' scores.
+    """Rows of train and valid that every judge scored, with the mean of the judges' scores.
 
     Raises:
         UserError: a judge is missing or may not be learned from, a split has nothing, a row has no
-            dialogue, test lacks a kind of response, or a head says the same of every response.
+            dialogue, valid lacks a kind of response, or a head says the same of every response.
     """
     known = judges_of(table.columns)
     if UNSEEN in judges:
@@ -122,7 +126,7 @@ def split_rows(
     table = table.drop_nulls(names)
     by_number = {dialogue.index: dialogue for dialogue in dialogues.all}
     splits = {}
-    for split in ("train", "valid", "test"):
+    for split in ("train", "valid"):
         part = table.filter(pl.col("split") == split)
         contexts = []
         for number, turn in part.select("dialogue", "turn").iter_rows():
@@ -141,10 +145,10 @@ def split_rows(
         scores = part.select(names).to_numpy().reshape(len(part), len(judges), len(HEADS))
         splits[split] = Rows(part, contexts, part["text"].to_list(), scores.mean(axis=1))
     kinds = {split: set(rows.table["kind"]) for split, rows in splits.items()}
-    for kind in sorted(kinds["train"] - kinds["test"]):
+    for kind in sorted(kinds["train"] - kinds["valid"]):
         raise UserError(
-            f"{path}: no response of test is {kind}, so nothing tells what the critic learned of it; "
-            "raise dialogue.judge.test_turns"
+            f"{path}: no response of valid is {kind}, so nothing tells what the critic learned of "
+            "it; raise dialogue.judge.valid_turns or dialogue.data.valid_share"
         )
     for head, values in zip(HEADS, splits["train"].scores.T, strict=True):
         if np.ptp(values) < 1e-6:

@@ -1,13 +1,14 @@
 """Compare supervised, best-of-N and RL responses to test turns.
 
-In: base LM, supervised adapter, a run of `train`, critic, prepared dialogues, emotions,
-recommendations, emotion classifier. Out: `evaluation.json` and `responses.jsonl` of the run.
+In: base LM, supervised adapter, a run of `train`, critic and its report, prepared dialogues,
+emotions, recommendations, emotion classifier. Out: `evaluation.json` and `responses.jsonl` of the run.
 
 Four systems answer each test turn, see `systems`, and are scored by
 
     critic   all heads; RL was trained on it and best-of-N chooses by it
     rules    the judge that the critic learned from
     unseen   the judge that neither critic nor reward ever saw
+    <model>  language models, where some are named; whether one taught the critic, too, is written down
     text     BLEU, distinct-n, slots, words and emotions, see `response_metrics`
 
 Every number has a 95% bootstrap interval in which whole dialogues are drawn, and every comparison is
@@ -16,15 +17,15 @@ paired: the same turns, the same dialogues. Nothing here decides whether a resul
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from tqdm import tqdm
+from torch import nn
 
+from shielded_recrl.dialogue.comparison import panel
 from shielded_recrl.dialogue.comparison.contestants import (
     BEST,
     GOLD,
@@ -33,9 +34,11 @@ from shielded_recrl.dialogue.comparison.contestants import (
     SUPERVISED,
     pair_name,
 )
-from shielded_recrl.dialogue.comparison.recall import new_targets, recall, statement
+from shielded_recrl.dialogue.comparison.recall import new_targets, served, statement
+from shielded_recrl.dialogue.comparison.runs import load_critic, load_summary
 from shielded_recrl.dialogue.comparison.scoring import Answers, report
 from shielded_recrl.dialogue.comparison.systems import Sampled, best, kl_bound, respond
+from shielded_recrl.dialogue.corpus.dialogues import SLOT
 from shielded_recrl.dialogue.critique.model import Critic
 from shielded_recrl.dialogue.emotion.turns import annotate, labeller
 from shielded_recrl.dialogue.inputs import ResponseInputs
@@ -46,14 +49,10 @@ from shielded_recrl.dialogue.response.prompts import (
     ResponsePrompts,
     ResponseRequest,
     fill,
-    load_recommendations,
     spread,
 )
 from shielded_recrl.dialogue.rl.policy import distance, load_policy
-from shielded_recrl.dialogue.settings import (
-    AnnotateSettings,
-    DialogueEvaluationSettings,
-)
+from shielded_recrl.dialogue.settings import AnnotateSettings, DialogueEvaluationSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import default_device
 from shielded_recrl.files import read_json, sha256, write_json, write_jsonl
@@ -67,7 +66,9 @@ def main(
     inputs: Annotated[ResponseInputs, tyro.conf.arg(name="")],
     supervised: Path,
     reward_critic: Path,
+    critic_report: Path,
     run: Path,
+    scratch: Path,
     settings: Annotated[DialogueEvaluationSettings, tyro.conf.arg(name="")],
     labels: Annotated[AnnotateSettings, tyro.conf.arg(name="labels")],
     emotion_model: Path | None = None,
@@ -78,11 +79,17 @@ def main(
         inputs: what responses are written from.
         supervised: folder of the supervised adapter.
         reward_critic: folder of the trained critic.
+        critic_report: report.json of `critic`, which says who taught the critic.
         run: folder of a run of `train`; evaluation.json and responses.jsonl are written there.
-        settings: how many turns are answered, and how often.
+        scratch: folder of the language models' answers; they are kept, since each was paid for.
+        settings: how many turns are answered, how often, and which language models are asked.
         labels: what labels responses with emotions.
         emotion_model: folder of the emotion classifier; not read where a list of words labels.
     """
+    read = {**inputs.files(), "supervised": supervised, "critic": reward_critic}
+    summary = trained(run, read)
+    taught = load_critic(critic_report)["learned_from"]
+    panel.check(settings)
     prompts, seed = inputs.prompts(), inputs.seed
     test = prompts.dialogues.split("test")
     requests = spread(prompts.requests("test"), settings.test_turns)
@@ -91,12 +98,6 @@ def main(
             f"{inputs.data}: intervals need turns of two test dialogues at least; give more dialogues"
         )
     wanted = new_targets(test, prompts.recommended)
-
-    def served(films: Mapping[tuple[int, int], Sequence[int]]) -> dict[str, Any]:
-        found = recall(films, wanted, settings.bootstrap, seed)
-        return {**found, "targets": len(wanted), "sha256": sha256(inputs.recommendations)}
-
-    before = served(prompts.recommended)
     model = load_policy(
         inputs.base, supervised, run / "adapter", inputs.precision, default_device()
     )
@@ -106,18 +107,8 @@ def main(
             f"{run}: the policy's weights are those of the supervised LM, so there is nothing to "
             "compare; give more steps than dialogue.rl.value_warmup"
         )
-    ids = [prompts.ids(request) for request in requests]
     sampled = {
-        name: respond(
-            model,
-            prompts.tokenizer,
-            ids,
-            adapter=name == RL,
-            samples=settings.best_of,
-            response_tokens=inputs.response_tokens,
-            temperature=settings.temperature,
-            seed=seed,
-        )
+        name: sample(model, prompts, requests, inputs, settings, adapter=name == RL)
         for name in (SUPERVISED, RL)
     }
     scorer = Critic.load(reward_critic, default_device())
@@ -127,20 +118,21 @@ def main(
         "rules": Rules(titles),
         "unseen": Unseen.fit(prompts.dialogues.split("train")),
     }
+    scores = panel.embedded(judges, requests, texts)
+    for system, found in panel.asked(settings, scratch, requests, texts).items():
+        scores[system] |= found
     probabilities = labeller(emotion_model, labels)
+    contexts = [request.context for request in requests]
     answers = {
         name: Answers(
             said,
-            {
-                "critic": scorer([request.context for request in requests], said).numpy(),
-                **judged(judges, requests, said, name == GOLD),
-            },
+            {"critic": scorer(contexts, said).numpy(), **scores[name]},
             [tuple(label for label, _ in row) for row in annotate(said, probabilities, labels)],
         )
         for name, said in texts.items()
     }
-    after = served(load_recommendations(inputs.recommendations, prompts.dialogues))
-    summary = read_json(run / "summary.json")
+    compared = report(requests, answers, prompts.recommended, wanted, settings.bootstrap, seed)
+    now = served(inputs.recommendations, prompts.dialogues, settings.bootstrap, seed)
     write_json(
         run / "evaluation.json",
         {
@@ -149,27 +141,63 @@ def main(
             "turns": len(requests),
             "dialogues": len({request.dialogue for request in requests}),
             "temperature": settings.temperature,
-            **report(requests, answers, prompts.recommended, wanted, settings.bootstrap, seed),
+            "judges": panel.about(scores, taught),
+            **compared,
             "kl": divergence(sampled[RL], requests, settings, seed),
             "ended": {name: float(said.ended.mean()) for name, said in sampled.items()},
             "samples": samples(settings.best_of, summary),
             "distance": moved,
-            "recommendations": statement(before, after, inputs.recommendations),
-            "inputs": {
-                "adapter": sha256(run / "adapter"),
-                "supervised": sha256(supervised),
-                "critic": sha256(reward_critic),
-            },
+            "recommendations": statement(summary["recall"]["before"], now, inputs.recommendations),
+            "inputs": {**summary["inputs"], "adapter": sha256(run / "adapter")},
         },
     )
     write_jsonl(run / "responses.jsonl", rows(prompts, requests, answers))
-    found = read_json(run / "evaluation.json")["comparisons"][pair_name(RL, SUPERVISED)]["scores"]
+    found = compared["comparisons"][pair_name(RL, SUPERVISED)]["scores"]
     print(
         f"{run}: {len(requests)} turns; overall of RL less supervised: "
         + ", ".join(
             "{} {mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(name, **heads["overall"])
             for name, heads in found.items()
+            if heads["overall"]
         )
+    )
+
+
+def trained(run: Path, read: Mapping[str, Path]) -> dict[str, Any]:
+    """summary.json of a run, once it is known that these are the files it was trained with.
+
+    Raises:
+        UserError: it is missing or damaged, or one of the files is another.
+    """
+    summary = load_summary(run)
+    for name, file in read.items():
+        if summary["inputs"].get(name) != sha256(file):
+            raise UserError(
+                f"{file}: not the {name} that {run} was trained with; evaluate with the same, or run "
+                "`python -m shielded_recrl.dialogue train` again"
+            )
+    return summary
+
+
+def sample(
+    model: nn.Module,
+    prompts: ResponsePrompts,
+    requests: Sequence[ResponseRequest],
+    inputs: ResponseInputs,
+    settings: DialogueEvaluationSettings,
+    *,
+    adapter: bool,
+) -> Sampled:
+    """What the policy, or the supervised LM, says to each request, by the same random numbers."""
+    return respond(
+        model,
+        prompts.tokenizer,
+        [prompts.ids(request) for request in requests],
+        adapter=adapter,
+        samples=settings.best_of,
+        response_tokens=inputs.response_tokens,
+        temperature=settings.temperature,
+        seed=inputs.seed,
     )
 
 
@@ -188,25 +216,6 @@ def systems(
         RL: [row[0] for row in sampled[RL].texts],
         RL_BEST: best(sampled[RL].texts, overall),
     }
-
-
-def judged(
-    judges: Mapping[str, Judge],
-    requests: Sequence[ResponseRequest],
-    texts: Sequence[str],
-    is_gold: bool,
-) -> dict[str, np.ndarray]:
-    """Scores [n, 5] of each judge; the gold response is compared with, but not with itself."""
-    found = {name: np.zeros((len(texts), len(HEADS))) for name in judges}
-    both = list(zip(requests, texts, strict=True))
-    for row, (request, text) in enumerate(
-        tqdm(both, desc="judge", unit="response", disable=not sys.stderr.isatty())
-    ):
-        gold = None if is_gold else request.gold
-        for name, judge in judges.items():
-            scores = judge(request.context, text, request.recommended, gold)
-            found[name][row] = [scores[head] for head in HEADS]
-    return found
 
 
 def divergence(
@@ -246,27 +255,45 @@ def samples(best_of: int, summary: Mapping[str, Any]) -> dict[str, Any]:
 def rows(
     prompts: ResponsePrompts, requests: Sequence[ResponseRequest], answers: Mapping[str, Answers]
 ) -> list[dict[str, Any]]:
-    """Rows of responses.jsonl: the turn, and what each system answers."""
-    return [
-        {
-            "dialogue": request.dialogue,
-            "turn": request.turn,
-            "context": [
-                {"role": turn.role, "text": prompts.said(turn)} for turn in request.context
-            ],
-            "emotions": request.emotions,
-            "recommended": request.recommended,
-            "responses": {
-                name: {
-                    "text": said.texts[row],
-                    "filled": fill(said.texts[row], request.recommended),
-                    "emotions": said.emotions[row],
-                    "overall": {
-                        judge: float(scores[row, OVERALL]) for judge, scores in said.scores.items()
-                    },
-                }
-                for name, said in answers.items()
+    """Rows of responses.jsonl: the turn, and what each system answers.
+
+    The slots of the person's response stand for the films that the person named, those of a system
+    for the recommended ones.
+    """
+    dialogues = prompts.dialogues
+    turns = {one.index: one.turns for one in dialogues.split("test")}
+
+    def answer(name: str, row: int, recommended: Sequence[int]) -> dict[str, Any]:
+        request, said = requests[row], answers[name]
+        text = said.texts[row]
+        named = turns[request.dialogue][request.turn].items if name == GOLD else recommended
+        films = [
+            {"item": item, "title": dialogues.title(item)} for item in named[: text.count(SLOT)]
+        ]
+        return {
+            "text": text,
+            "filled": fill(text, [film["title"] for film in films]),
+            "films": films,
+            "emotions": said.emotions[row],
+            "overall": {
+                judge: None if np.isnan(scores[row, OVERALL]) else float(scores[row, OVERALL])
+                for judge, scores in said.scores.items()
             },
         }
-        for row, request in enumerate(requests)
-    ]
+
+    found = []
+    for row, request in enumerate(requests):
+        recommended = prompts.recommended[request.dialogue, request.turn]
+        context = [{"role": turn.role, "text": prompts.said(turn)} for turn in request.context]
+        found.append(
+            {
+                "dialogue": request.dialogue,
+                "turn": request.turn,
+                "context": context,
+                "emotions": request.emotions,
+                "recommended": request.recommended,
+                "recommended_items": recommended,
+                "responses": {name: answer(name, row, recommended) for name in answers},
+            }
+        )
+    return found

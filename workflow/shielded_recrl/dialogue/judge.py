@@ -1,12 +1,13 @@
 """Score gold, sampled and corrupted responses with the judges.
 
 In: prepared dialogues, emotions, recommendations, the base LM and its supervised adapter. Out:
-`judged.parquet`, see `judged`: for some turns of each split what a person answered, what the
-supervised LM answers, and the person's answer with one fault each.
+`judged.parquet`, see `judged`: for some turns of train and valid what a person answered, what the
+supervised LM answers, and the person's answer with one fault each. No turn of test is read: on those
+responses are compared later.
 
-`rules` judges every row. `unseen` learned from the train split, and judges the others. Language
-models, where some are named, judge every row; what they answered is kept beside the table, so that
-a run that was cut goes on.
+`rules` judges every row. `unseen` learned from the train split, and judges valid. Language models,
+where some are named, judge every row; what they answered is kept in a scratch folder, so that a run
+that was cut goes on.
 """
 
 from __future__ import annotations
@@ -30,16 +31,18 @@ from shielded_recrl.dialogue.critique.judged import (
     save_judged,
 )
 from shielded_recrl.dialogue.inputs import ResponseInputs
-from shielded_recrl.dialogue.judges.base import HEADS, Judge
+from shielded_recrl.dialogue.judges.base import HEADS, Case, Judge
 from shielded_recrl.dialogue.judges.rules import Rules
 from shielded_recrl.dialogue.judges.unseen import Unseen
-from shielded_recrl.dialogue.response.corrupt import FAULTS, Elsewhere, corrupt
+from shielded_recrl.dialogue.response.corrupt import FAULTS, Elsewhere, corruptions
 from shielded_recrl.dialogue.response.prompts import ResponsePrompts, ResponseRequest, spread
 from shielded_recrl.dialogue.settings import JudgeSettings
 from shielded_recrl.errors import UserError
 
 # Of the seeds of sampling, one for each split.
-SPLITS = ("train", "valid", "test")
+SPLITS = ("train", "valid")
+CACHE = "answers.jsonl"
+FOREIGN = "foreign"
 
 
 class Response(NamedTuple):
@@ -50,12 +53,18 @@ class Response(NamedTuple):
     kind: str
     text: str
 
+    @property
+    def case(self) -> Case:
+        """As judges are given it, without the person's response."""
+        return Case(self.request.context, self.text, self.request.recommended)
+
 
 def main(
     *,
     inputs: Annotated[ResponseInputs, tyro.conf.arg(name="")],
     adapter: Path,
     out: Path,
+    scratch: Path,
     settings: Annotated[JudgeSettings, tyro.conf.arg(name="")],
 ) -> None:
     """Score gold, sampled and corrupted responses with the judges.
@@ -64,10 +73,11 @@ def main(
         inputs: what responses are written from.
         adapter: folder of the supervised adapter.
         out: judged.parquet to write.
+        scratch: folder of the language models' answers; they are kept, since each was paid for.
         settings: how many turns are judged, and by whom.
     """
     prompts, seed = inputs.prompts(), inputs.seed
-    sizes = (settings.train_turns, settings.valid_turns, settings.test_turns)
+    sizes = (settings.train_turns, settings.valid_turns)
     chosen = {
         split: spread(prompts.requests(split), most)
         for split, most in zip(SPLITS, sizes, strict=True)
@@ -82,7 +92,7 @@ def main(
     rows = [
         row
         for split, requests in chosen.items()
-        for row in responses(split, requests, sampled[split], titles, seed)
+        for row in responses(split, requests, sampled[split], titles, seed, settings.foreign)
     ]
     judges: dict[str, Judge] = {
         "rules": Rules(titles),
@@ -92,7 +102,9 @@ def main(
     if settings.models:
         from shielded_recrl.dialogue.judges.llm import ask_all
 
-        table = table.hstack(ask_all(rows, settings, out.with_suffix(".cache.jsonl")))
+        table = table.hstack(
+            ask_all([row.case for row in rows], settings, scratch / CACHE, "dialogue.judge")
+        )
     save_judged(out, table)
     counts = Counter(row.kind for row in rows)
     print(f"{out}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
@@ -139,10 +151,18 @@ def responses(
     sampled: Sequence[str],
     titles: Sequence[str],
     seed: int,
+    foreign: int = 1,
 ) -> list[Response]:
     """What is judged in a split: each gold response, the sampled one, and those with a fault.
 
-    Foreign responses come from dialogues of the same split.
+    Args:
+        split: its name.
+        requests: the turns.
+        sampled: the supervised LM's response to each.
+        titles: of all films.
+        seed: of the faults.
+        foreign: responses from other dialogues of the split for each turn, at the most; every other
+            fault comes once.
     """
     elsewhere = Elsewhere(requests, titles)
     rows = []
@@ -150,8 +170,8 @@ def responses(
         rows.append(Response(request, split, GOLD, request.gold))
         rows.append(Response(request, split, SAMPLED, text))
         for how in FAULTS:
-            faulty = corrupt(how, request, elsewhere, seed)
-            if faulty is not None:
+            draws = foreign if how == FOREIGN else 1
+            for faulty in corruptions(how, request, elsewhere, seed, draws):
                 rows.append(Response(request, split, CORRUPTED + how, faulty))
     return rows
 
@@ -181,7 +201,7 @@ def judged(
             if name in held_out and row.split == "train":
                 found = dict.fromkeys(HEADS)
             else:
-                found = judge(row.request.context, row.text, row.request.recommended)
+                found = judge(row.case)
             for head in HEADS:
                 scores[f"{name}_{head}"].append(found[head])
     schema = KEYS | dict.fromkeys(scores, pl.Float32)

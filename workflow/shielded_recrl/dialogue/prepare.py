@@ -36,7 +36,7 @@ from shielded_recrl.files import SEAL, sealed, sha256, write_json, write_jsonl
 
 DEFAULTS = DialoguePrepareSettings()
 NAMES = DialogueDataSettings()
-KEYS = "dialogue.train, dialogue.test, dialogue.movies"
+KEYS = "dialogue.data.train, dialogue.data.test, dialogue.data.movies"
 DIALOGUES, FILMS = "one dialogue of ReDial a line", "one film a row"
 
 
@@ -94,7 +94,8 @@ def main(
         if not kept[split]:
             raise UserError(
                 f"{raw}: no dialogue for {split} ({sum(map(len, kept.values()))} are sound); name "
-                "larger files in dialogue.train and dialogue.test, or change dialogue.valid_share"
+                "larger files in dialogue.data.train and dialogue.data.test, or change "
+                "dialogue.data.valid_share"
             )
     catalogue = Catalogue()
     catalogue.add(films)
@@ -200,7 +201,7 @@ def _file(raw: Path, name: str, out: Path) -> Iterator[Path]:
 def _existing(path: Path) -> Path:
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {what}; name the files in {KEYS} or dialogue.genres")
+        raise UserError(f"{path}: {what}; name the files in {KEYS} or dialogue.data.genres")
     return path
 
 

@@ -1,8 +1,9 @@
 """Stage 2, emotion-aware recommendation: learn which film the recommender names next.
 
-In: prepared dialogues, emotions of their turns, and stage 1. Out: `model.safetensors`,
-`evaluation.json` and `recommendations.parquet` (dialogue, turn, position, item): ten new films for
-each turn of the recommender, which the response LM fills its slots from.
+In: prepared dialogues, emotions of their turns, and stage 1. Out: `model.safetensors`;
+`evaluation.json` and, of its test split, the page `evaluation.md`; `recommendations.parquet`
+(dialogue, turn, position, item): ten new films for each turn of the recommender, which the response
+LM fills its slots from.
 
 The loss weighs a film by what the seeker said of it in the questionnaire after the dialogue: more
 if it was liked, less if that was not said. The answers are labels, never inputs.
@@ -17,7 +18,7 @@ import tyro
 
 from shielded_recrl.dialogue.settings import RecommendSettings
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import SEAL, sealed, write_json
+from shielded_recrl.files import SEAL, sealed, write_json, write_text
 
 SCHEMA = ("dialogue", "turn", "position", "item")
 
@@ -36,7 +37,7 @@ def main(
     Args:
         data: folder of prepared dialogues.
         fusion: folder of stage 1.
-        out: folder to write model.safetensors, evaluation.json and recommendations.parquet to.
+        out: folder to write model.safetensors, evaluation.json and .md, and recommendations.parquet to.
         seed: seed of order and dropout.
         emotions: turns.parquet of `annotate`, as stage 1 was given it.
         settings: settings of stage 2.
@@ -59,6 +60,7 @@ def main(
         rebuilt,
         save,
     )
+    from shielded_recrl.dialogue.recommender.tables import line, page
     from shielded_recrl.dialogue.recommender.training import Knowledge, Schedule, fit
 
     dialogues, felt = Dialogues.load(data), read_emotions(emotions)
@@ -121,13 +123,11 @@ def main(
         pl.DataFrame(rows, schema=schema, orient="row").write_parquet(partial, metadata=SEAL)
     save(out / "model.safetensors", Trained(2, first.settings, inputs, trained.weights))
     write_json(out / "evaluation.json", report)
-    new = report["splits"]["test"]["new"]
-    recall, other = (
-        new["systems"][name].get("recall@10", {"mean": float("nan")})["mean"]
-        for name in ("recommender", "cooccurrence")
-    )
+    test = report["splits"]["test"]
+    write_text(out / "evaluation.md", page(test, knowledge.catalogue.n_items))
+    for name, group in test.items():
+        print(f"test, {name}, {group['targets']} targets, {line(group['systems'], 'recall@10')}")
     print(
-        f"wrote {out / 'recommendations.parquet'}, model.safetensors and evaluation.json: new films "
-        f"of test, recall@10 {recall:.3f}, co-occurrence {other:.3f}; "
+        f"wrote {out / 'recommendations.parquet'}, model.safetensors, evaluation.json and .md; "
         "next: python -m shielded_recrl.dialogue pretrain"
     )

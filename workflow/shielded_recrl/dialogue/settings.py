@@ -1,12 +1,20 @@
 """Settings of the dialogue stage."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shielded_recrl.explainer.settings import Precision, SmallLMSettings
+from shielded_recrl.explainer.settings import (
+    BaseLMSettings,
+    LoRAAlpha,
+    LoRARank,
+    SmallLMSettings,
+)
+from shielded_recrl.hub import Revision
 from shielded_recrl.rl.settings import PPOSettings
 from shielded_recrl.settings import Settings
+
+Resamples = Annotated[int, Field(ge=10, description="Resamples of the bootstrap over dialogues.")]
 
 
 class DialogueWorldSettings(Settings):
@@ -32,6 +40,12 @@ class DialoguePrepareSettings(Settings):
     min_english: float = Field(
         0.35, ge=0, le=1, description="Share of words that are common English ones, at least."
     )
+    max_foreign: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of words that are common ones of another language, at the most.",
+    )
 
 
 class DialogueDataSettings(DialoguePrepareSettings):
@@ -39,7 +53,8 @@ class DialogueDataSettings(DialoguePrepareSettings):
 
     source: str = Field(
         "embedded",
-        description="`embedded`, `download` (the published ReDial), or a folder or zip of its files.",
+        description="`embedded`, `download` (the published ReDial), or a folder or zip of its files, "
+        "which may lie at `s3://bucket/key`.",
     )
     train: tuple[str, ...] = Field(
         ("train_data.jsonl",),
@@ -54,7 +69,8 @@ class DialogueDataSettings(DialoguePrepareSettings):
     )
     genres: str | None = Field(
         None,
-        description="MovieLens movies.csv with categories of films; the embedded world has its own.",
+        description="MovieLens movies.csv with categories of films, also at `s3://bucket/key`; the "
+        "embedded world has its own.",
     )
 
 
@@ -82,8 +98,8 @@ class ResponseBaseSettings(SmallLMSettings):
 class SuperviseSettings(Settings):
     """LoRA training of the response LM on what recommenders said."""
 
-    lora_rank: int = Field(16, ge=1, description="Rank of the LoRA adapter.")
-    lora_alpha: int = Field(32, ge=1, description="LoRA scale numerator: scale = alpha / rank.")
+    lora_rank: LoRARank = 16
+    lora_alpha: LoRAAlpha = 32
     steps: int = Field(160, ge=1, description="Training steps, at the most.")
     batch_size: int = Field(16, ge=1, description="Responses in a step.")
     learning_rate: float = Field(5e-3, gt=0, description="Peak AdamW learning rate.")
@@ -96,18 +112,9 @@ class SuperviseSettings(Settings):
     )
 
 
-class ResponseSettings(ResponsePromptSettings):
+class ResponseSettings(BaseLMSettings, ResponsePromptSettings):
     """The response LM: base, adapter and lengths."""
 
-    base: str = Field("embedded", description="`embedded`, a local folder, or a hub id.")
-    revision: str | None = Field(
-        None,
-        pattern="^[0-9a-f]{40}$",
-        description="Commit of the hub repository; needed with a hub id.",
-    )
-    precision: Precision = Field(
-        "fp32", description="Weights of the base: fp32, bf16, int8 or nf4."
-    )
     response_tokens: int = Field(32, ge=4, description="Longest response, in tokens.")
     pretrain: ResponseBaseSettings = Field(
         ResponseBaseSettings(), description="Training of the embedded base."
@@ -117,15 +124,9 @@ class ResponseSettings(ResponsePromptSettings):
     )
 
 
-class JudgeSettings(Settings):
-    """Responses that are judged, and who judges them beside the embedded judges."""
+class LLMJudgeSettings(Settings):
+    """Language models that judge responses beside the embedded judges."""
 
-    train_turns: int = Field(
-        500, ge=1, description="Turns of the train split whose responses are judged, at the most."
-    )
-    valid_turns: int = Field(150, ge=1, description="The same of the validation split.")
-    test_turns: int = Field(300, ge=1, description="The same of the test split.")
-    temperature: float = Field(1.0, gt=0, description="Temperature of sampled responses.")
     models: tuple[str, ...] = Field(
         (),
         max_length=2,
@@ -140,6 +141,24 @@ class JudgeSettings(Settings):
         96, ge=16, description="Longest answer of a model; raise it for models that think aloud."
     )
     timeout: float = Field(60.0, gt=0, description="Longest wait for a model's answer, in seconds.")
+
+
+class JudgeSettings(LLMJudgeSettings):
+    """Responses that are judged, and who judges them beside the embedded judges."""
+
+    train_turns: int = Field(
+        600, ge=1, description="Turns of the train split whose responses are judged, at the most."
+    )
+    valid_turns: int = Field(
+        300, ge=1, description="The same of the valid split, which the critic's gate is of."
+    )
+    foreign: int = Field(
+        4,
+        ge=1,
+        description="Responses of other dialogues that a turn is compared with, at the most: this "
+        "fault is the hardest to see, so that more of them are needed.",
+    )
+    temperature: float = Field(1.0, gt=0, description="Temperature of sampled responses.")
 
 
 class CriticTrainingSettings(Settings):
@@ -158,11 +177,17 @@ class CriticTrainingSettings(Settings):
     max_tokens: int = Field(96, ge=8, description="Tokens of context and response, at the most.")
     epochs: int = Field(8, ge=1, description="Passes over the judged responses, at the most.")
     patience: int = Field(
-        2, ge=1, description="Epochs without a lower validation loss after which training ends."
+        2, ge=1, description="Epochs without a lower loss after which training ends."
+    )
+    stop_share: float = Field(
+        0.15,
+        gt=0,
+        lt=1,
+        description="Share of the judged train dialogues that teach nothing and say when to stop.",
     )
     batch_size: int = Field(32, ge=1, description="Responses in a step.")
     learning_rate: float = Field(2e-3, gt=0, description="Peak AdamW learning rate.")
-    bootstrap: int = Field(1000, ge=10, description="Resamples of the bootstrap over dialogues.")
+    bootstrap: Resamples = 1000
 
 
 class DialogueCriticSettings(CriticTrainingSettings):
@@ -171,10 +196,8 @@ class DialogueCriticSettings(CriticTrainingSettings):
     encoder: str = Field(
         "embedded", description="`embedded`, a local folder, or a hub id of an encoder."
     )
-    encoder_revision: str | None = Field(
-        None,
-        pattern="^[0-9a-f]{40}$",
-        description="Commit of the encoder's hub repository; needed with a hub id.",
+    encoder_revision: Revision = Field(
+        None, description="Commit of the encoder's hub repository; needed with a hub id."
     )
 
 
@@ -225,8 +248,8 @@ class EmotionSettings(EmotionTrainSettings, AnnotateSettings):
 
     goemotions: str = Field(
         "embedded",
-        description="`embedded`, `download` (the published files), or a folder with train, dev and "
-        "test of GoEmotions, .tsv or .tsv.gz.",
+        description="`embedded` (only with embedded dialogues), `download` (the published files), or "
+        "a folder with train, dev and test of GoEmotions: .tsv or .tsv.gz, in `s3://bucket/key` .tsv.",
     )
 
 
@@ -257,9 +280,9 @@ class FusionSettings(Settings):
     )
     weight_decay: float = Field(3.0, ge=0, description="Weight decay of the vectors.")
     min_recall: float = Field(
-        0.1, ge=0, le=1, description="Validation recall@10 of a held-out film that must be reached."
+        0.2, ge=0, le=1, description="Validation recall@10 of a held-out film that must be reached."
     )
-    bootstrap: int = Field(1000, ge=10, description="Resamples of the bootstrap over dialogues.")
+    bootstrap: Resamples = 1000
 
 
 class RecommendSettings(Settings):
@@ -278,7 +301,7 @@ class RecommendSettings(Settings):
         0.1, ge=0, description="Learning rate of the vectors, in multiples of that of the rest."
     )
     weight_decay: float = Field(3.0, ge=0, description="Weight decay of the vectors.")
-    bootstrap: int = Field(1000, ge=10, description="Resamples of the bootstrap over dialogues.")
+    bootstrap: Resamples = 1000
 
 
 class DialogueRewardSettings(Settings):
@@ -322,15 +345,15 @@ class DialogueRLSettings(PPOSettings):
     clip_value: float = Field(
         1.0, gt=0, description="Clipping of the value around its old estimate."
     )
-    lora_rank: int = Field(16, ge=1, description="Rank of the adapter over the supervised LM.")
-    lora_alpha: int = Field(32, ge=1, description="LoRA scale numerator: scale = alpha / rank.")
+    lora_rank: LoRARank = Field(16, description="Rank of the adapter over the supervised LM.")
+    lora_alpha: LoRAAlpha = 32
     reward: DialogueRewardSettings = Field(
         DialogueRewardSettings(), description="Weights of the reward."
     )
 
 
-class DialogueEvaluationSettings(Settings):
-    """The comparison of supervised, best-of-N and RL responses on test turns."""
+class DialogueEvaluationSettings(LLMJudgeSettings):
+    """The comparison of supervised, best-of-N and RL responses on test turns, and who judges it."""
 
     test_turns: int = Field(
         300, ge=2, description="Test turns that are answered, evenly over the split, at the most."
@@ -341,7 +364,7 @@ class DialogueEvaluationSettings(Settings):
     temperature: float = Field(
         1.0, gt=0, description="Sampling temperature; that of training shows what was trained."
     )
-    bootstrap: int = Field(1000, ge=10, description="Resamples of the bootstrap over dialogues.")
+    bootstrap: Resamples = 1000
 
 
 class DialogueSettings(Settings):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from shielded_recrl.config import is_local
 from shielded_recrl.dialogue.settings import DialoguePrepareSettings, DialogueSettings
+from shielded_recrl.hub import EMBEDDED, fetched_name, model_folder
 from shielded_recrl.settings import flags, section
-from shielded_recrl.study import Study
+from shielded_recrl.study import BUCKET, Study
 
 MADE = "results/dialogue/raw"
 COMMENTS = ("train", "dev", "test")
@@ -37,17 +38,17 @@ class DialogueStudy:
             return {"raw": self._published("redial")[0]} | genres
         if Path(data.source).suffix == ".zip":
             return {"raw": data.source} | genres
-        files = [str(Path(data.source, name)) for name in (*data.train, *data.test, data.movies)]
-        return {"files": files} | genres
+        return {"files": [_within(data.source, name) for name in self._names()]} | genres
 
-    def prepare_flags(self, inputs: Mapping[str, str]) -> str:
+    def prepare_flags(self, inputs: Mapping[str, Any]) -> str:
         """Flags of `dialogue prepare`.
 
         Args:
             inputs: where the job finds what `raw_inputs` names.
         """
         data = self.settings.data
-        words = ["--raw", shlex.quote(inputs.get("raw", data.source))]
+        raw = inputs["raw"] if "raw" in inputs else self._raw_folder(inputs["files"])
+        words = ["--raw", shlex.quote(raw)]
         for name in ("train", "test"):
             words += [f"--{name}", *map(shlex.quote, getattr(data, name))]
         words += ["--movies", shlex.quote(data.movies)]
@@ -64,6 +65,9 @@ class DialogueStudy:
             return [MADE]
         if source == "download":
             return self._published("goemotions")
+        if source.startswith(BUCKET):
+            # Only plain ones: what else lies there is not looked for.
+            return [_within(source, f"{name}.tsv") for name in COMMENTS]
         files = [*Path(source).glob("*.tsv"), *Path(source).glob("*.tsv.gz")]
         return sorted(str(path) for path in files if path.name.split(".")[0] in COMMENTS)
 
@@ -76,7 +80,8 @@ class DialogueStudy:
         source = self.settings.emotions.goemotions
         if source == "embedded":
             return f"{inputs[0]}/goemotions"
-        return str(Path(inputs[0]).parent) if source == "download" else source
+        copied = source == "download" or source.startswith(BUCKET)
+        return str(Path(inputs[0]).parent) if copied else source
 
     def emotion_inputs(self) -> dict[str, str]:
         """What `dialogue annotate` reads beside the turns: the classifier, if it is one."""
@@ -102,12 +107,29 @@ class DialogueStudy:
         """Folder name of each model from the hub -> the commit it is pinned to."""
         response, critic = self.settings.response, self.settings.critic
         named = ((response.base, response.revision), (critic.encoder, critic.encoder_revision))
-        return {name.replace("/", "--"): revision for name, revision in named if revision}
+        return {fetched_name(name): revision for name, revision in named if revision}
+
+    def _names(self) -> list[str]:
+        """Raw files: names within `source`, or absolute paths."""
+        data = self.settings.data
+        return [*data.train, *data.test, data.movies]
+
+    def _raw_folder(self, files: Sequence[str]) -> str:
+        """Where a job finds `source`, from where it finds the files that `raw_inputs` names."""
+        for name, path in zip(self._names(), files, strict=True):
+            if not Path(name).is_absolute():
+                return str(Path(path).parents[len(Path(name).parts) - 1])
+        return self.settings.data.source
 
     def _published(self, release: str) -> list[str]:
         return [f"resources/raw/{release}/{file}" for file in self.study.downloads[release]]
 
     def _model(self, name: str) -> str | None:
-        if name == "embedded":
-            return None
-        return name if is_local(name) else f"resources/models/{name.replace('/', '--')}"
+        return None if name == EMBEDDED else model_folder(name)
+
+
+def _within(folder: str, name: str) -> str:
+    """Path of a file in a folder, or in one of a bucket, unless it is absolute."""
+    if folder.startswith(BUCKET) and not Path(name).is_absolute():
+        return f"{folder.rstrip('/')}/{name}"
+    return str(Path(folder, name))

@@ -110,24 +110,18 @@ def main(
 
 
 def lessons(prompts: ResponsePrompts, split: str, response_tokens: int) -> list[ResponseRequest]:
-    """Requests of a split to learn from.
+    """Requests of a split to learn from, their prompts as the LM is served them.
 
     Their gold response fits, so that the LM learns to end in time, and names new films only, as do
-    the recommendations that fill its slots. Its own films come first among the recommended ones: what
-    it says of them is to be learned as said of the films of its slots.
+    the recommendations that fill its slots.
     """
     turns = {dialogue.index: dialogue.turns for dialogue in prompts.dialogues.split(split)}
-    found = []
-    for request in prompts.requests(split):
-        said = turns[request.dialogue]
-        if (
-            not names_again(said, request.turn)
-            and len(prompts.response_ids(request.gold)) <= response_tokens
-        ):
-            own = tuple(prompts.dialogues.title(item) for item in said[request.turn].items)
-            rest = tuple(title for title in request.recommended if title not in own)
-            found.append(request._replace(recommended=own + rest))
-    return found
+    return [
+        request
+        for request in prompts.requests(split)
+        if not names_again(turns[request.dialogue], request.turn)
+        and len(prompts.response_ids(request.gold)) <= response_tokens
+    ]
 
 
 def row(prompts: ResponsePrompts, request: ResponseRequest, plain: bool = False) -> Example:

@@ -5,22 +5,22 @@ folder with
 
     adapter/        LoRA weights over the supervised LM, see `policy`
     train.jsonl     a row for each step, see docs/train_log.md; its `kl` is to the supervised LM
-    summary.json    steps, samples, the weights' distance from the supervised ones
+    summary.json    steps, samples, the weights' distance from the supervised ones, the digests of
+                    all that was read, and the recommender's recall before training and after it
 
 One step answers a batch of train turns and updates the policy on what the reward makes of the
 answers. The trainer takes its KL to the model with the adapter off; the supervised adapter is merged
 first, so that this is the supervised LM and not the base. Films are recommended before: what is
 trained here writes `<movie>`, and which film that is stands in `recommendations.parquet`, which is
-read only. So no step can move the recommender's recall.
+read only. So no step can move the recommender's recall: it is measured before the first step and again,
+from the file read anew, after the last, and a run that finds another file writes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,8 @@ import torch
 import tyro
 from torch import nn
 
+from shielded_recrl.dialogue.comparison.recall import served
+from shielded_recrl.dialogue.corpus.dialogues import Dialogues
 from shielded_recrl.dialogue.critique.model import Critic
 from shielded_recrl.dialogue.inputs import ResponseInputs
 from shielded_recrl.dialogue.response.generation import require_room
@@ -38,15 +40,18 @@ from shielded_recrl.dialogue.rl.reward import dialogue_reward
 from shielded_recrl.dialogue.settings import DialogueRLSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import default_device
-from shielded_recrl.files import sha256, write_json, write_jsonl
+from shielded_recrl.files import sha256
 from shielded_recrl.provenance import code_digest
-from shielded_recrl.resume import discard_progress, fingerprint, load_progress, save_progress
+from shielded_recrl.resume import fingerprint
 from shielded_recrl.rl.distributed import join
-from shielded_recrl.rl.logs import LoggerName, advance, open_loggers, progress_bar
+from shielded_recrl.rl.logs import LoggerName
+from shielded_recrl.rl.run import run
 from shielded_recrl.rl.trainer import PPO, Prompts
 
 # Stream of the order of the prompts; the trainer's have other names.
 ORDER = 0
+# Resamples of the interval of recall.
+RESAMPLES = 1000
 
 
 def main(
@@ -78,15 +83,13 @@ def main(
             "memory; take transformers"
         )
     ranks = join()
-    prompts, seed = inputs.prompts(), inputs.seed
+    prompts, seed, device = inputs.prompts(), inputs.seed, default_device()
     asked = TrainPrompts(
         prompts,
         prompts.requests("train"),
         settings.micro_batch * settings.gradient_accumulation,
         seed,
     )
-    steps = asked.steps(settings)
-    device = default_device()
     model = new_policy(
         inputs.base,
         supervised,
@@ -100,15 +103,8 @@ def main(
     judge = Critic.load(reward_critic, device)
     frozen = digest(judge.learned.model)
     read = {**inputs.files(), "supervised": supervised, "critic": reward_critic}
-    owner = fingerprint(
-        {
-            "code": code_digest("shielded_recrl.dialogue.train"),
-            "inputs": {name: sha256(path) for name, path in read.items()},
-            "settings": [inputs.prompt.model_dump(), settings.model_dump()],
-            "run": [inputs.precision, inputs.response_tokens, seed],
-            "machine": [ranks.world, device.type],
-        }
-    )
+    digests = {name: sha256(path) for name, path in read.items()}
+    before = served(inputs.recommendations, prompts.dialogues, RESAMPLES, seed)
     trainer = PPO(
         model,
         prompts.tokenizer,
@@ -119,52 +115,51 @@ def main(
         seed=seed,
         ranks=ranks,
     )
-    checkpoint = scratch / "checkpoint.safetensors"
-    if (saved := load_progress(checkpoint, owner)) is not None:
-        trainer.restore(saved)
-        if ranks.leads:
-            print(f"resumed at step {saved.step} from {checkpoint}", file=sys.stderr)
-    if loggers is None:
-        loggers = tuple(os.environ.get("RECRL_LOGGERS", "tensorboard").split())
-    name = f"dialogue/seed-{seed}"
-    logging = open_loggers(
-        live or out,
-        loggers if live and ranks.leads else (),
-        run_name=name,
-        config=settings.model_dump(mode="json"),
-        first_step=trainer.step + 1,
+
+    def export() -> dict[str, Any]:
+        # The critic refuses to score once it changed; this holds against what its counters cannot see.
+        if digest(judge.learned.model) != frozen:
+            raise UserError(
+                f"{reward_critic}: the critic's weights changed in training; it is to be frozen"
+            )
+        after = served_again(inputs, prompts.dialogues, before)
+        save_policy(model, inputs.base, supervised, out / "adapter")
+        return {
+            "inputs": digests,
+            "recall": {"before": before, "after": after},
+            "train_turns": len(asked.requests),
+            "samples": trainer.step * trainer.batch,
+            "critic_sha256": frozen,
+            "supervised_sha256": sha256(supervised / WEIGHTS),
+            "distance": distance(model),
+        }
+
+    run(
+        trainer,
+        export,
+        steps=asked.steps(settings),
+        name=f"dialogue/seed-{seed}",
+        owner=fingerprint(
+            {
+                "code": code_digest("shielded_recrl.dialogue.train"),
+                "inputs": digests,
+                "settings": [inputs.prompt.model_dump(), settings.model_dump()],
+                "run": [inputs.precision, inputs.response_tokens, seed],
+                "machine": [ranks.world, device.type],
+            }
+        ),
+        out=out,
+        scratch=scratch,
+        live=live,
+        loggers=loggers,
     )
-    with logging as write, progress_bar(trainer.step + 1, steps, name, not ranks.leads) as bar:
-        while trainer.step < steps:
-            row = trainer.train_step()
-            write(row)
-            advance(bar, row)
-            due = trainer.step % settings.checkpoint_every == 0 and trainer.step < steps
-            if due and ranks.leads:
-                save_progress(checkpoint, trainer.checkpoint(), owner)
-    ranks.leave()
-    if not ranks.leads:
-        return
-    # The critic refuses to score once it changed; this holds against what its counters cannot see.
-    if digest(judge.learned.model) != frozen:
-        raise UserError(
-            f"{reward_critic}: the critic's weights changed in training; it is to be frozen"
+    if ranks.leads:
+        first, last = trainer.log[0], trainer.log[-1]
+        print(
+            f"{out}: reward {first['reward']:.3f} -> {last['reward']:.3f}, critic "
+            f"{first['reward_critic']:.3f} -> {last['reward_critic']:.3f}, KL to the supervised LM "
+            f"{last['kl']:.3f} a token"
         )
-    about = {
-        "seed": seed,
-        "fingerprint": owner,
-        "train_turns": len(asked.requests),
-        "critic_sha256": frozen,
-        "supervised_sha256": sha256(supervised / WEIGHTS),
-    }
-    export(trainer, supervised, out, about)
-    discard_progress(checkpoint)
-    first, last = trainer.log[0], trainer.log[-1]
-    print(
-        f"{out}: reward {first['reward']:.3f} -> {last['reward']:.3f}, critic "
-        f"{first['reward_critic']:.3f} -> {last['reward_critic']:.3f}, KL to the supervised LM "
-        f"{last['kl']:.3f} a token"
-    )
 
 
 class TrainPrompts:
@@ -221,21 +216,18 @@ def digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def export(trainer: PPO, supervised: Path, out: Path, about: dict[str, Any]) -> None:
-    """Write the run's folder."""
-    save_policy(trainer.model, supervised, out / "adapter")
-    write_jsonl(out / "train.jsonl", trainer.log)
-    trained = sum(weight.numel() for weight in trainer.parameters.values())
-    write_json(
-        out / "summary.json",
-        {
-            **about,
-            "steps": trainer.step,
-            "samples": trainer.step * trainer.batch,
-            "seconds": sum(row["seconds"] for row in trainer.log),
-            "peak_memory_mb": trainer.log[-1]["memory_mb"],
-            "trainable_parameters": trained,
-            "adapter_sha256": sha256(out / "adapter" / WEIGHTS),
-            "distance": distance(trainer.model),
-        },
-    )
+def served_again(
+    inputs: ResponseInputs, dialogues: Dialogues, before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the recommendations are worth now, see `served`.
+
+    Raises:
+        UserError: they are not what they were before.
+    """
+    after = served(inputs.recommendations, dialogues, RESAMPLES, inputs.seed)
+    if after != before:
+        raise UserError(
+            f"{inputs.recommendations}: changed while responses were trained; nothing of this stage "
+            "writes it, so run recommend and train one after the other"
+        )
+    return after

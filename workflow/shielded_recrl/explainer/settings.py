@@ -1,12 +1,27 @@
 """Settings of the explainer stage."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from shielded_recrl.hub import Revision
 from shielded_recrl.settings import Settings
 
 Precision = Literal["fp32", "bf16", "int8", "nf4"]
+LoRARank = Annotated[int, Field(ge=1, description="Rank of the LoRA adapter.")]
+LoRAAlpha = Annotated[int, Field(ge=1, description="LoRA scale numerator: scale = alpha / rank.")]
+
+
+class BaseLMSettings(Settings):
+    """Which LM an adapter lies over."""
+
+    base: str = Field("embedded", description="`embedded`, a local folder, or a hub id.")
+    revision: Revision = Field(
+        None, description="Commit of the hub repository; needed with a hub id."
+    )
+    precision: Precision = Field(
+        "fp32", description="Weights of the base: fp32, bf16, int8 or nf4."
+    )
 
 
 class SmallLMSettings(Settings):
@@ -44,21 +59,12 @@ class PromptSettings(Settings):
     prompt_tokens: int = Field(72, ge=16, description="Longest prompt, in tokens.")
 
 
-class ExplainerSettings(PromptSettings):
+class ExplainerSettings(BaseLMSettings, PromptSettings):
     """Base LM, adapter and lengths."""
 
-    base: str = Field("embedded", description="`embedded`, a local folder, or a hub id.")
-    revision: str | None = Field(
-        None,
-        pattern="^[0-9a-f]{40}$",
-        description="Commit of the hub repository; needed with a hub id.",
-    )
-    precision: Precision = Field(
-        "fp32", description="Weights of the base: fp32, bf16, int8 or nf4."
-    )
     explanation_tokens: int = Field(32, ge=1, description="Longest explanation, in tokens.")
-    lora_rank: int = Field(16, ge=1, description="Rank of the LoRA adapter.")
-    lora_alpha: int = Field(32, ge=1, description="LoRA scale numerator: scale = alpha / rank.")
+    lora_rank: LoRARank = 16
+    lora_alpha: LoRAAlpha = 32
     pretrain: PretrainSettings = Field(
         PretrainSettings(), description="Training of the embedded base."
     )

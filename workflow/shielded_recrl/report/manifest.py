@@ -26,7 +26,7 @@ from shielded_recrl.provenance import ROOT
 
 FORMAT = 1
 # Below the folder of results: what a rerun may change, what is gone when a run has ended, and the
-# dialogue branch, which runs apart.
+# dialogue branch, which runs apart and has a manifest of its own.
 NO_ARTEFACTS = ("logs", "benchmarks", "scratch", "live", "dialogue")
 # What a shard leaves, until it has been joined; the copy of one in a storage may stay for a while.
 PART = re.compile(r"shard-\d+-of-\d+(\.json)?")
@@ -52,18 +52,7 @@ def main(*, results: Path, config: Path, out: Path, threads: int | None = None) 
         out: JSON file to write.
         threads: CPU threads of a job that ran the LM; by default those of the config.
     """
-    if not results.is_dir():
-        raise UserError(f"{results}: no such folder; give the folder of results")
-    document = manifest(results, read_config(config), out, threads)
-    write_json(out, document)
-    size = sum(one["bytes"] for one in document["artefacts"])
-    if document["leftovers"]:
-        # Of a run, its folder.
-        folders = dict.fromkeys(
-            "/".join(one["path"].split("/")[:4]) for one in document["leftovers"]
-        )
-        print(f"warning: of no run of this config, listed as leftovers: {', '.join(folders)}")
-    print(f"{out}: {len(document['artefacts'])} artefacts, {size / 2**20:.1f} MiB")
+    write(manifest(results, read_config(config), out, threads), out, parts=4)
 
 
 def manifest(
@@ -77,48 +66,87 @@ def manifest(
         out: where the manifest goes; it does not list itself.
         threads: CPU threads of a job that ran the LM; None: those of the config.
     """
-    # What jobs take from the machine changes no result; what they took is told by name.
-    plain = config.model_dump(mode="json", exclude={"resources"})
-    shown, shortened = without_absolute_paths(plain)
     runs = {
-        f"{cell.dataset}/{variant}/seed-{seed}"
+        f"{stage}/{cell.dataset}/{variant}/seed-{seed}"
+        for stage in BY_RUN
         for cell in config.study
         for variant in cell.variants
         for seed in cell.seeds
     }
-    found = list_artefacts(results, out)
+    # What jobs take from the machine changes no result; what they took is told by name.
+    plain = config.model_dump(mode="json", exclude={"resources"})
+    seeds = {seed for cell in config.study for seed in cell.seeds}
+    own = config.resources.threads if threads is None else threads
+    return describe(list_artefacts(results, out), runs, plain, seeds, own)
+
+
+def describe(
+    found: list[dict[str, Any]],
+    runs: Collection[str],
+    config: dict[str, Any],
+    seeds: Collection[int],
+    threads: int,
+) -> dict[str, Any]:
+    """A manifest.
+
+    Args:
+        found: what lies in the folder, as `list_artefacts` tells.
+        runs: folders of the runs of the config, below that of results.
+        config: what decides the results, with the key `seed`.
+        seeds: of the runs.
+        threads: CPU threads of a job that ran the LM.
+    """
+    shown, shortened = without_absolute_paths(config)
     return {
         "format": FORMAT,
         "artefacts": [one for one in found if not is_leftover(one["path"], runs)],
         "leftovers": [one for one in found if is_leftover(one["path"], runs)],
         "config": shown,
         "config_paths_shortened": shortened,
-        "seeds": {
-            "config": config.seed,
-            "runs": sorted({seed for cell in config.study for seed in cell.seeds}),
-        },
-        "threads": config.resources.threads if threads is None else threads,
+        "seeds": {"config": config["seed"], "runs": sorted(seeds)},
+        "threads": threads,
         "written_by": {"versions": versions(), "machine": machine()},
     }
+
+
+def write(document: dict[str, Any], out: Path, parts: int) -> None:
+    """Write a manifest, and say what it lists.
+
+    Args:
+        document: the manifest.
+        out: where it goes.
+        parts: names in the path of a run, by which leftovers are told.
+    """
+    write_json(out, document)
+    if document["leftovers"]:
+        folders = dict.fromkeys(
+            "/".join(one["path"].split("/")[:parts]) for one in document["leftovers"]
+        )
+        print(f"warning: of no run of this config, listed as leftovers: {', '.join(folders)}")
+    size = sum(one["bytes"] for one in document["artefacts"])
+    print(f"{out}: {len(document['artefacts'])} artefacts, {size / 2**20:.1f} MiB")
 
 
 def is_leftover(path: str, runs: Collection[str]) -> bool:
     """Whether an artefact lies where runs do, but below the folder of none of these.
 
-    >>> runs = ["books/shielded/seed-42"]
+    >>> runs = ["rl/books/shielded/seed-42"]
     >>> is_leftover("rl/books/kl0/seed-42/a.json", runs), is_leftover("audit/audit.json", runs)
     (True, False)
     """
     first, *rest = path.split("/")
-    return first in BY_RUN and len(rest) > 1 and "/".join(rest[:3]) not in runs
+    beside = any(run.startswith(f"{first}/") for run in runs)
+    return beside and len(rest) > 1 and not any(path.startswith(f"{run}/") for run in runs)
 
 
 def list_artefacts(results: Path, manifest_path: Path) -> list[dict[str, Any]]:
     """path, bytes, sha256 and stage of every artefact, by path; shows progress on a terminal.
 
     Raises:
-        UserError: the name of a file cannot be printed.
+        UserError: there is no such folder, or a file in it has a name that cannot be printed.
     """
+    if not results.is_dir():
+        raise UserError(f"{results}: no such folder; give the folder of results")
     paths = artefact_paths(results, manifest_path)
     for path in paths:
         if not path.isprintable():

@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from shielded_recrl.audit.policy import KEYS
-from shielded_recrl.config import is_local
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.settings import Precision
 from shielded_recrl.files import atomic, read_json, seal
+from shielded_recrl.hub import is_local
 from shielded_recrl.markdown import in_cell, table
 from shielded_recrl.report.certificates import UNMERGEABLE, merge_of
 from shielded_recrl.report.columns import Row, row

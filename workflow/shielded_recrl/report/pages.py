@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import html
 import re
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,12 +35,21 @@ table { border-collapse: collapse; font-size: 0.87rem; font-variant-numeric: tab
 th, td { border-bottom: 1px solid var(--line); padding: 0.35rem 0.7rem; text-align: left;
   vertical-align: top; }
 img { max-width: 100%; background: #fff; }
+figure { margin: 1.5rem 0; overflow-x: auto; }
+figcaption { font-size: 0.87rem; max-width: 50rem; }
+/* What is drawn or in columns must be legible: on a narrow screen it is wider than that, and moves. */
+@media (max-width: 40rem) {
+  figure img { max-width: none; width: 36rem; }
+  table { width: max-content; } th, td { max-width: 14rem; }
+}
 th { background: var(--soft); position: sticky; top: 0; }
 tbody tr:hover { background: var(--soft); }
 code { background: var(--soft); padding: 0.1em 0.3em; border-radius: 4px; }
 blockquote { border-left: 3px solid var(--line); margin-left: 0; padding-left: 1rem; }
 td.met { color: var(--good); font-weight: 600; } td.failed { color: var(--bad); font-weight: 600; }
 """
+# An image that opens its paragraph; what follows on the next line is its caption.
+FIGURE = re.compile(r"<p>(<img [^>]*>)(?:\n(.*?))?</p>", re.DOTALL)
 # Cells that are verdicts, by what they say.
 VERDICTS = {"met": "met", "holds": "met", "failed": "failed", "broken": "failed"}
 
@@ -65,7 +76,8 @@ def document(markdown: str, folder: Path) -> str:
 
     Args:
         markdown: CommonMark with tables. HTML in it is shown, not run; links that would run a
-            script are left out.
+            script are left out. A paragraph of an image, and of text on the lines after it, is a
+            figure with that caption. `[text](#heading)` leads to a heading, by its name on GitHub.
         folder: of the page. PNG and SVG images in it become part of the document; of all others
             only the description is left.
     """
@@ -73,6 +85,10 @@ def document(markdown: str, folder: Path) -> str:
 
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
+    anchors: Counter[str] = Counter()
+    for token, inner in pairwise(tokens):
+        if token.type == "heading_open":
+            token.attrSet("id", anchor(inner.content, anchors))
     for token in tokens:
         for child in token.children or []:
             if child.type == "image":
@@ -81,14 +97,17 @@ def document(markdown: str, folder: Path) -> str:
     body = body.replace("<table>", '<div class="table"><table>').replace(
         "</table>", "</table></div>"
     )
+    body = body.replace("<th>", '<th scope="col">')
     body = re.sub(r"<td>(\w+)</td>", _verdict, body)
+    body = FIGURE.sub(_figure, body)
     heading = re.search(r"^# (.+)$", markdown, re.MULTILINE)
     title = html.escape(heading[1] if heading else "Report")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
     )
 
 
@@ -102,6 +121,24 @@ def _embed(image: Token, folder: Path) -> None:
         image.attrSet("src", f"data:{IMAGES[path.suffix]};base64,{data}")
     else:
         image.type = "text"
+
+
+def anchor(heading: str, taken: Counter[str]) -> str:
+    """What a link to a heading names, as on GitHub: the words with hyphens, the second time `-1`.
+
+    >>> taken = Counter()
+    >>> anchor("Seed 42: `unseen`", taken), anchor("Seed 42, unseen", taken)
+    ('seed-42-unseen', 'seed-42-unseen-1')
+    """
+    name = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+    taken[name] += 1
+    return f"{name}-{taken[name] - 1}" if taken[name] > 1 else name
+
+
+def _figure(found: re.Match[str]) -> str:
+    image, caption = found.groups()
+    below = f"\n<figcaption>{caption}</figcaption>" if caption else ""
+    return f"<figure>{image}{below}</figure>"
 
 
 def _verdict(cell: re.Match[str]) -> str:

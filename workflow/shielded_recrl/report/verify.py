@@ -2,16 +2,17 @@
 
     python -m shielded_recrl.report.verify results
 
-In: manifest.json and the files it lists. Out: one line for each file that is missing, changed or
-not listed, and exit status 1; or the number of files verified. The verdict of the audit gate, which no
-manifest lists, has to be about the summary that is listed. The HTML report is covered by nothing, and
-a line says so.
+In: manifest.json and the files it lists; the same of the dialogue branch. Out: one line for each file
+that is missing, changed or not listed, and exit status 1; or the number of files verified. The verdict
+of the audit gate, which no manifest lists, has to be about the summary that is listed. What no manifest
+covers, the HTML report and what has not run to its end, is named by a line.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,8 @@ from shielded_recrl.report.manifest import (
 )
 
 NAME = "manifest.json"
+# The dialogue branch, which runs apart, and its manifest, below the folder of results.
+BRANCH, BRANCH_MANIFEST = "dialogue", "dialogue/report/manifest.json"
 DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -38,18 +41,49 @@ def main(results: Annotated[Path, tyro.conf.Positional], manifest: Path | None =
 
     Args:
         results: folder of results.
-        manifest: its manifest; manifest.json in the folder by default.
+        manifest: its manifest; by default manifest.json in the folder, and that of the dialogue branch.
     """
-    path = results / NAME if manifest is None else manifest
-    listed = read_manifest(path)
-    problems = check(results, listed, path)
-    for problem in problems:
-        print(problem)
-    if (results / REPORT).exists():
-        print(f"not covered: {REPORT}")
-    if problems:
-        sys.exit(f"{results}: problems: {len(problems)}; files listed in {path}: {len(listed)}")
-    print(f"{results}: {len(listed)} files verified")
+    folders = manifests(results) if manifest is None else {results: manifest}
+    listed = {folder: read_manifest(path) for folder, path in folders.items()}
+    for name in uncovered(results, folders):
+        print(f"not covered: {name}")
+    wrong = []
+    for folder, path in folders.items():
+        problems, count = check(folder, listed[folder], path), len(listed[folder])
+        for problem in problems:
+            print(problem if folder == results else f"{folder.name}/{problem}")
+        if problems:
+            wrong.append(f"{folder}: problems: {len(problems)}; files listed in {path}: {count}")
+        else:
+            print(f"{folder}: {count} files verified")
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+def manifests(results: Path) -> dict[Path, Path]:
+    """Folder -> manifest: of the study and of the dialogue branch, those that are there.
+
+    Where neither is, that of the study.
+    """
+    expected = {results: results / NAME, results / BRANCH: results / BRANCH_MANIFEST}
+    there = {folder: path for folder, path in expected.items() if path.is_file()}
+    return there or {results: results / NAME}
+
+
+def uncovered(results: Path, folders: Mapping[Path, Path]) -> list[str]:
+    """What no manifest of these speaks of: the HTML report, and what has none.
+
+    Args:
+        results: the folder.
+        folders: folder -> manifest, see `manifests`.
+    """
+    names = [REPORT] * (results / REPORT).exists()
+    if results not in folders and artefact_paths(results, results / NAME):
+        names.append(f"the study, which has no {NAME}")
+    branch = results / BRANCH
+    if branch not in folders and artefact_paths(branch, results / BRANCH_MANIFEST):
+        names.append(f"{BRANCH}, which has no {BRANCH_MANIFEST}")
+    return names
 
 
 def read_manifest(path: Path) -> dict[str, tuple[int, str]]:

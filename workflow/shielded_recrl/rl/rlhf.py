@@ -36,6 +36,7 @@ from shielded_recrl.explainer.base import default_device, load_base, load_tokeni
 from shielded_recrl.explainer.init import new_adapter, save_adapter
 from shielded_recrl.explainer.settings import Precision
 from shielded_recrl.files import sealed, sha256, write_jsonl, write_text
+from shielded_recrl.hub import Revision, fetched_name
 from shielded_recrl.provenance import code_digest
 from shielded_recrl.resume import Progress, fingerprint, load_progress, save_progress
 from shielded_recrl.rl.curve import save_curve
@@ -70,9 +71,7 @@ class RLHFSettings(Settings):
     model: str = Field(
         "embedded", description="`embedded` (trained on the spot), a local folder, or a hub id."
     )
-    revision: str | None = Field(
-        None, pattern="^[0-9a-f]{40}$", description="Commit of the hub repository."
-    )
+    revision: Revision = Field(None, description="Commit of the hub repository.")
     precision: Precision = Field("fp32", description="Weights of the base.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     prompts: Path | None = Field(
@@ -256,7 +255,7 @@ def base_folder(settings: RLHFSettings) -> Path:
         )
     from shielded_recrl.explainer.fetch import main as fetch
 
-    named = f"{settings.model.replace('/', '--')}-{settings.revision[:12]}"
+    named = f"{fetched_name(settings.model)}-{settings.revision[:12]}"
     folder = settings.runs / named
     if not folder.is_dir():
         fetch(repository=settings.model, revision=settings.revision, out=folder)

@@ -4,20 +4,20 @@ In: base LM, LoRA init, ranker states, prepared dataset, read-out, bases where t
 Out: a plain PEFT adapter folder, snapshots along the run, train.jsonl and summary.json.
 
 One step samples a batch of explanations for train users' top items and makes PPO updates on them:
-see `trainer`. By torchrun, several processes share each batch: see `distributed`.
+see `trainer`, and `run` for all steps. By torchrun, several processes share each batch: see `distributed`.
 """
 
 from __future__ import annotations
 
-import os
-import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 from transformers import set_seed
 
 from shielded_recrl.errors import UserError
@@ -26,13 +26,14 @@ from shielded_recrl.explainer.init import save_adapter
 from shielded_recrl.explainer.lm import load_adapter
 from shielded_recrl.explainer.prompts import Request
 from shielded_recrl.explainer.settings import Precision, PromptSettings
-from shielded_recrl.files import sealed, sha256, write_json, write_jsonl
+from shielded_recrl.files import sealed, sha256
 from shielded_recrl.provenance import code_digest
-from shielded_recrl.resume import discard_progress, fingerprint, load_progress, save_progress
+from shielded_recrl.resume import fingerprint
 from shielded_recrl.rl.distributed import join
-from shielded_recrl.rl.logs import LoggerName, advance, open_loggers, progress_bar
+from shielded_recrl.rl.logs import LoggerName
 from shielded_recrl.rl.rewards.study import study_reward
 from shielded_recrl.rl.rollout import Engine
+from shielded_recrl.rl.run import run
 from shielded_recrl.rl.settings import RLSettings
 from shielded_recrl.rl.trainer import PPO, Prompts
 from shielded_recrl.shield.penalty import ScorePenalty
@@ -136,55 +137,24 @@ def main(
         ),
         ranks=ranks,
     )
-    snapshots: dict[str, Tensor] = {}
-    checkpoint = scratch / "checkpoint.safetensors"
-    if (saved := load_progress(checkpoint, owner)) is not None:
-        snapshots = {k: t for k, t in saved.tensors.items() if k.startswith(SNAPSHOT)}
-        trainer.restore(saved)
-        if ranks.leads:
-            print(f"resumed at step {saved.step} from {checkpoint}", file=sys.stderr)
-
-    if loggers is None:
-        loggers = tuple(os.environ.get("RECRL_LOGGERS", "tensorboard").split())
-    name = f"{dataset}/{variant}/seed-{seed}"
-    logging = open_loggers(
-        live or out,
-        loggers if live and ranks.leads else (),
-        run_name=name,
-        config=settings.model_dump(mode="json"),
-        first_step=trainer.step + 1,
+    run(
+        trainer,
+        partial(export, trainer, out, shield.kind, {"dataset": dataset, "variant": variant}),
+        steps=settings.steps,
+        name=f"{dataset}/{variant}/seed-{seed}",
+        owner=owner,
+        out=out,
+        scratch=scratch,
+        live=live,
+        loggers=loggers,
+        snapshots_after=snapshot_steps(settings),
     )
-    bar = progress_bar(trainer.step + 1, settings.steps, name, disable=not ranks.leads)
-    kept = snapshot_steps(settings)
-    with logging as write, bar:
-        while trainer.step < settings.steps:
-            row = trainer.train_step()
-            write(row)
-            advance(bar, row)
-            if trainer.step in kept:
-                for key, weight in trainer.parameters.items():
-                    label = f"{SNAPSHOT}step-{trainer.step:06d}/{key}"
-                    snapshots[label] = weight.detach().cpu().clone()
-            due = trainer.step % settings.checkpoint_every == 0 and trainer.step < settings.steps
-            if due and ranks.leads:
-                progress = trainer.checkpoint()
-                tensors = progress.tensors | snapshots
-                save_progress(checkpoint, progress._replace(tensors=tensors), owner)
-
-    ranks.leave()
-    if not ranks.leads:
-        return
-    about = {"dataset": dataset, "variant": variant, "seed": seed, "fingerprint": owner}
-    export(trainer, snapshots, out, shield.kind, about)
-    discard_progress(checkpoint)
-    first, last = trainer.log[0], trainer.log[-1]
-    print(
-        f"{out}: reward {first['reward']:.3f} -> {last['reward']:.3f}, KL {last['kl']:.3f} a token"
-    )
-
-
-# What the keys of snapshots begin with in a checkpoint.
-SNAPSHOT = "snapshot/"
+    if ranks.leads:
+        first, last = trainer.log[0], trainer.log[-1]
+        print(
+            f"{out}: reward {first['reward']:.3f} -> {last['reward']:.3f}, "
+            f"KL {last['kl']:.3f} a token"
+        )
 
 
 class ExplainerPrompts:
@@ -283,30 +253,11 @@ def snapshot_steps(settings: RLSettings) -> set[int]:
     return {round(settings.steps * (i + 1) / count) for i in range(count)}
 
 
-def export(
-    trainer: PPO, snapshots: dict[str, Tensor], out: Path, kind: str, about: dict[str, Any]
-) -> None:
-    """Write the run's folder."""
-    from safetensors.torch import save_file
-
-    with sealed(out / "adapter") as partial:
-        save_adapter(trainer.model, partial)
-    with sealed(out / "snapshots.safetensors") as partial:
-        save_file({key.removeprefix(SNAPSHOT): t for key, t in snapshots.items()}, partial)
-    write_jsonl(out / "train.jsonl", trainer.log)
+def export(trainer: PPO, out: Path, kind: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the adapter; what the summary of an explainer says beside that of every run."""
+    with sealed(out / "adapter") as folder:
+        save_adapter(trainer.model, folder)
     trained = sum(weight.numel() for weight in trainer.parameters.values())
     every = sum(weight.numel() for weight in trainer.model.parameters())
     leak = {} if trainer.shield is None else {"leakage": trainer.shield.leakage()}
-    write_json(
-        out / "summary.json",
-        {
-            **about,
-            "steps": trainer.step,
-            "seconds": sum(row["seconds"] for row in trainer.log),
-            "peak_memory_mb": trainer.log[-1]["memory_mb"],
-            "trainable_parameters": trained,
-            "trainable_share": trained / every,
-            "adapter_sha256": sha256(out / "adapter" / "adapter_model.safetensors"),
-            "shield": {"kind": kind, **leak},
-        },
-    )
+    return {**about, "trainable_share": trained / every, "shield": {"kind": kind, **leak}}

@@ -3,7 +3,7 @@
 In: recommended films, what was named in truth, responses. Out:
 
     recall   share of the recommender's new films that are among the first k recommended: stage 2's,
-             computed from `recommendations.parquet` before and after responses are written
+             computed from `recommendations.parquet` before the training and when it is evaluated
     named    share of them that a response names, its k-th slot being the k-th recommended film: this
              one depends on how many slots the LM writes
 """
@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from shielded_recrl.dialogue.corpus.dialogues import SLOT, Dialogue, Target, targets
+from shielded_recrl.dialogue.corpus.dialogues import SLOT, Dialogue, Dialogues, Target, targets
+from shielded_recrl.dialogue.response.prompts import load_recommendations
 from shielded_recrl.errors import UserError
+from shielded_recrl.files import sha256
 from shielded_recrl.statistics import Interval, paired_bootstrap
 
 DEPTHS = (1, 10)
@@ -36,8 +38,8 @@ def new_targets(dialogues: Sequence[Dialogue], recommended: Recommended) -> list
 
 def recall(
     recommended: Recommended, wanted: Sequence[Target], resamples: int, seed: int
-) -> dict[str, dict[str, float]]:
-    """Recall at each depth with its interval, dialogues drawn.
+) -> dict[str, Any]:
+    """Recall at each depth with its interval, dialogues drawn, and how many films are `targets`.
 
     Raises:
         UserError: nothing is wanted.
@@ -46,7 +48,7 @@ def recall(
         raise UserError("dialogue: no new film is named in test turns; give more dialogues")
     places = [list(recommended[one.dialogue, one.turn]) for one in wanted]
     dialogues = np.array([one.dialogue for one in wanted])
-    return {
+    found = {
         f"recall@{depth}": paired_bootstrap(
             np.array(
                 [one.item in films[:depth] for one, films in zip(wanted, places, strict=True)]
@@ -57,25 +59,45 @@ def recall(
         )._asdict()
         for depth in DEPTHS
     }
+    return {**found, "targets": len(wanted)}
+
+
+def served(path: Path, dialogues: Dialogues, resamples: int, seed: int) -> dict[str, Any]:
+    """What a file of recommendations is worth on test dialogues: `recall`, and its `sha256`.
+
+    Raises:
+        UserError: it is missing or damaged, or nothing is wanted.
+    """
+    films = load_recommendations(path, dialogues)
+    wanted = new_targets(dialogues.split("test"), films)
+    return {**recall(films, wanted, resamples, seed), "sha256": sha256(path)}
 
 
 def statement(before: Mapping[str, Any], after: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What evaluation says of the recommender: the same before and after.
+    """What evaluation says of the recommender: the same before the training and now.
 
     Args:
-        before: recall and digest before the responses were written.
-        after: the same afterwards.
+        before: recall and digest before the policy was trained.
+        after: the same now; its intervals may be of another number of resamples.
         path: recommendations.parquet.
 
     Raises:
         UserError: they differ, so somebody wrote the file meanwhile.
     """
-    if before != after:
+    if _numbers(before) != _numbers(after):
         raise UserError(
-            f"{path}: changed while responses were written; nothing of this stage writes it, so "
-            "run recommend and evaluate one after the other"
+            f"{path}: changed since the policy was trained; nothing of this stage writes it, so run "
+            "recommend, train and evaluate one after the other"
         )
     return {"before": dict(before), "after": dict(after), "equal": True}
+
+
+def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:
+    """All but the intervals."""
+    return {
+        name: value["mean"] if isinstance(value, Mapping) else value
+        for name, value in found.items()
+    }
 
 
 def named(

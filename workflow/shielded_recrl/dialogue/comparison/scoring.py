@@ -27,7 +27,7 @@ class Answers(NamedTuple):
 
     Attributes:
         texts: [n] in slot form.
-        scores: judge -> [n, 5] in the order of `HEADS`.
+        scores: judge -> [n, 5] in the order of `HEADS`; NaN where the judge gave no answer.
         emotions: [n] labels of each.
     """
 
@@ -68,15 +68,6 @@ def report(
         for name, said in answers.items()
     }
 
-    def means(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-        return {
-            judge: {
-                head: paired_bootstrap(column, resamples, seed, dialogues)._asdict()
-                for head, column in zip(HEADS, values.T, strict=True)
-            }
-            for judge, values in scores.items()
-        }
-
     def hit(values: np.ndarray, where: np.ndarray) -> dict[str, float] | None:
         found = share(values, where, resamples, seed)
         return found and found._asdict()
@@ -84,7 +75,7 @@ def report(
     return {
         "systems": {
             name: {
-                "scores": means(said.scores),
+                "scores": means(said.scores, dialogues, resamples, seed),
                 "text": {
                     key: value
                     for key, value in metrics[name].report(resamples, seed).items()
@@ -100,11 +91,38 @@ def report(
                     {
                         judge: values - answers[other].scores[judge]
                         for judge, values in answers[one].scores.items()
-                    }
+                    },
+                    dialogues,
+                    resamples,
+                    seed,
                 ),
                 "text": metrics[one].minus(metrics[other], resamples, seed),
                 "named": hit(hits[one][0] - hits[other][0], hits[one][1]),
             }
             for one, other in PAIRS
         },
+    }
+
+
+def means(
+    scores: Mapping[str, np.ndarray], dialogues: np.ndarray, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Mean of each head of each judge over the rows that it answered; None below two dialogues.
+
+    Args:
+        scores: judge -> [n, 5], NaN where there is no answer.
+        dialogues: [n], drawn as a whole.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+
+    def mean(values: np.ndarray) -> dict[str, float] | None:
+        there = ~np.isnan(values)
+        if len(np.unique(dialogues[there])) < 2:
+            return None
+        return paired_bootstrap(values[there], resamples, seed, dialogues[there])._asdict()
+
+    return {
+        judge: {head: mean(column) for head, column in zip(HEADS, values.T, strict=True)}
+        for judge, values in scores.items()
     }

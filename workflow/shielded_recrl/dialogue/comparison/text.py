@@ -1,14 +1,13 @@
-"""The comparison as words and tables; pure functions.
+"""One run as words and tables; pure functions.
 
-In: `evaluation.json` and the training log of runs. Out: sentences, and rows of cells that a terminal
-and a Markdown page show.
+In: `evaluation.json` and the training log. Out: sentences, and rows of cells that a terminal and a
+Markdown page show. What several runs say together is in `finding`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from shielded_recrl.dialogue.comparison.contestants import (
     BEST,
@@ -21,19 +20,14 @@ from shielded_recrl.dialogue.comparison.contestants import (
     pair_name,
 )
 from shielded_recrl.dialogue.judges.base import HEADS
+from shielded_recrl.dialogue.recommender.tables import ORDER
 from shielded_recrl.dialogue.response.metrics import ORDERS
-from shielded_recrl.errors import UserError
-from shielded_recrl.files import read_json, read_jsonl
 
 SHOWN = (SUPERVISED, BEST, RL, RL_BEST, GOLD)
 # In columns; that of the two supervised ones is not about RL.
 SHOWN_PAIRS = PAIRS[:3]
 TO_SUPERVISED, TO_BEST, BOTH_BEST = (pair_name(*pair) for pair in SHOWN_PAIRS)
-JUDGES = {
-    "critic": "critic, the reward",
-    "rules": "judge `rules`, which the critic learned from",
-    "unseen": "judge `unseen`, which no reward saw",
-}
+CRITIC, UNSEEN = "critic", "unseen"
 STANDARD = (
     *(f"bleu_{n}" for n in ORDERS),
     *(f"distinct_{n}" for n in ORDERS),
@@ -52,57 +46,62 @@ Row = tuple[str, ...]
 Estimate = Mapping[str, float]
 
 
-class Run(NamedTuple):
-    """One run.
+def judges(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of those who scored: the critic first, and last the one that settles it."""
+    found = evaluation["systems"][RL]["scores"]
+    return (CRITIC, *(name for name in found if name not in (CRITIC, UNSEEN)), UNSEEN)
 
-    Attributes:
-        folder: of the run.
-        evaluation: evaluation.json.
-        log: train.jsonl.
+
+def taught(evaluation: Mapping[str, Any], judge: str) -> bool:
+    """Whether the critic learned from a judge, or is it."""
+    return judge == CRITIC or evaluation["judges"][judge]["taught"]
+
+
+def judge_name(evaluation: Mapping[str, Any], judge: str) -> str:
+    """A judge, and what it has to do with the reward.
+
+    >>> about = {"judges": {"rules": {"taught": True}, "unseen": {"taught": False}}}
+    >>> judge_name(about, "rules"), judge_name(about, "unseen")
+    ('judge `rules`, which the critic learned from', 'judge `unseen`, which no reward saw')
     """
+    if judge == CRITIC:
+        return "critic, the reward"
+    seen = "which the critic learned from" if taught(evaluation, judge) else "which no reward saw"
+    return f"judge `{judge}`, {seen}"
 
-    folder: Path
-    evaluation: dict[str, Any]
-    log: list[dict[str, Any]]
 
-
-def load_run(folder: Path) -> Run:
-    """Read a run's evaluation and training log.
-
-    Raises:
-        UserError: one is missing or damaged, or not of this kind.
-    """
-    for name in ("evaluation.json", "train.jsonl"):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"{folder / name}: no such file; run `python -m shielded_recrl.dialogue train` and "
-                "`evaluate`"
+def unanswered(evaluation: Mapping[str, Any]) -> list[str]:
+    """Of each judge that left responses without a score, how many."""
+    lines = []
+    for judge, about in evaluation["judges"].items():
+        if sum(about["unanswered"].values()):
+            counts = ", ".join(
+                f"{label(system, best_of(evaluation))} {count}"
+                for system, count in about["unanswered"].items()
             )
-    found = read_json(folder / "evaluation.json")
-    log = read_jsonl(folder / "train.jsonl")
-    parts = ("systems", "comparisons", "kl", "samples", "distance", "recommendations", "synthetic")
-    missing = [part for part in parts if part not in found] if isinstance(found, dict) else parts
-    if missing:
-        raise UserError(
-            f"{folder / 'evaluation.json'}: no {missing[0]}; run "
-            "`python -m shielded_recrl.dialogue evaluate` again"
-        )
-    if not log:
-        raise UserError(f"{folder / 'train.jsonl'}: no step in it; run train again")
-    return Run(folder, found, log)
+            lines.append(
+                f"Judge `{judge}` gave no score to some of the {evaluation['turns']} responses of "
+                f"each, which are left out of its means: {counts}."
+            )
+    return lines
+
+
+def capital(text: str) -> str:
+    """The same as the beginning of a sentence."""
+    return text[0].upper() + text[1:]
 
 
 def label(system: str, samples: int) -> str:
     """A system's name for people.
 
     >>> label("rl_best_of_n", 4)
-    'RL, best of 4'
+    'best of 4 of RL'
     """
     return {
         SUPERVISED: "supervised",
-        BEST: f"supervised, best of {samples}",
+        BEST: f"best of {samples}",
         RL: "RL",
-        RL_BEST: f"RL, best of {samples}",
+        RL_BEST: f"best of {samples} of RL",
         GOLD: "person",
     }[system]
 
@@ -115,7 +114,11 @@ def best_of(evaluation: Mapping[str, Any]) -> int:
 def columns(evaluation: Mapping[str, Any]) -> Row:
     """Names of the columns of `table`."""
     names = {name: label(name, best_of(evaluation)) for name in SHOWN}
-    return ("", *names.values(), *(f"{names[one]} − {names[other]}" for one, other in SHOWN_PAIRS))
+    return (
+        "measure",
+        *names.values(),
+        *(f"{names[one]} − {names[other]}" for one, other in SHOWN_PAIRS),
+    )
 
 
 def head_rows(evaluation: Mapping[str, Any], judge: str, heads: Sequence[str] = HEADS) -> list[Row]:
@@ -141,7 +144,8 @@ def named_row(evaluation: Mapping[str, Any]) -> Row:
 def brief(evaluation: Mapping[str, Any]) -> list[Row]:
     """The rows that a terminal shows."""
     heads = [
-        (f"overall, {judge}", *head_rows(evaluation, judge, ["overall"])[0][1:]) for judge in JUDGES
+        (f"overall, {judge}", *head_rows(evaluation, judge, ["overall"])[0][1:])
+        for judge in judges(evaluation)
     ]
     return [*heads, *text_rows(evaluation, BRIEF), named_row(evaluation)]
 
@@ -158,6 +162,36 @@ def cost_rows(evaluation: Mapping[str, Any]) -> list[Row]:
     }
     samples = best_of(evaluation)
     return [(label(name, samples), str(of_turn[name]), *far[name]) for name in SYSTEMS]
+
+
+def critic_rows(report: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:
+    """What the critic learned, by head, and how it ranks faults, for two tables."""
+    heads = [
+        (head, f"{row['mse']:.4f}", f"{row['mse_mean']:.4f}", difference(row["gain"], 4))
+        for head, row in ((head, report["heads"][head]) for head in HEADS)
+    ]
+    faults = [
+        (fault, f"{row['pairs']:,}", ends(row["share"]))
+        for fault, row in report["corruptions"].items()
+    ]
+    return heads, faults
+
+
+def recommender_rows(group: Mapping[str, Any]) -> list[Row]:
+    """Recall@10 of each system, and how far the recommender is ahead of it.
+
+    Args:
+        group: targets of one group in the recommender's evaluation.json.
+    """
+    return [
+        (
+            name,
+            ends(group["systems"][name]["recall@10"]),
+            difference(group["ahead_of"].get(name, {}).get("recall@10")),
+        )
+        for name in ORDER
+        if name in group["systems"]
+    ]
 
 
 def log_rows(log: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -181,20 +215,26 @@ def verdicts(evaluation: Mapping[str, Any]) -> list[str]:
     samples = best_of(evaluation)
     training = evaluation["samples"]
     found = evaluation["comparisons"]
+    names = {judge: capital(judge_name(evaluation, judge)) for judge in judges(evaluation)}
+    settling = {
+        judge: name
+        for judge, name in names.items()
+        if judge == CRITIC or not taught(evaluation, judge)
+    }
     lines = [
-        f"{_name(judge)}: {_sentence(found[TO_SUPERVISED], judge, 'the supervised LM')}"
-        for judge in JUDGES
+        f"{name}: {_sentence(found[TO_SUPERVISED], judge, 'the supervised LM')}"
+        for judge, name in names.items()
     ]
-    lines.append(_meaning(found[TO_SUPERVISED]["scores"]))
+    lines.append(meaning(found[TO_SUPERVISED]["scores"]))
     lines += [
-        f"{_name(judge)}, against the best of {samples}, which takes {samples} samples a turn "
-        f"where RL takes one: {_sentence(found[TO_BEST], judge, f'best of {samples}')}"
-        for judge in ("critic", "unseen")
+        f"{name}, against the best of {samples}, which takes {samples} samples a turn where RL takes "
+        f"one: {_sentence(found[TO_BEST], judge, f'best of {samples}')}"
+        for judge, name in settling.items()
     ]
     lines += [
-        f"{_name(judge)}, {samples} samples a turn each: "
-        f"{_sentence(found[BOTH_BEST], judge, f'best of {samples}', 'RL with best of N')}"
-        for judge in ("critic", "unseen")
+        f"{name}, {samples} samples a turn each: "
+        f"{_sentence(found[BOTH_BEST], judge, f'best of {samples}', f'best of {samples} of RL')}"
+        for judge, name in settling.items()
     ]
     kl = evaluation["kl"]["rl"]
     words = found[TO_SUPERVISED]["text"]["words"]
@@ -208,37 +248,40 @@ def verdicts(evaluation: Mapping[str, Any]) -> list[str]:
         f"{evaluation['kl']['best_of_n']['per_response_at_most']:.3f}); its responses differ in "
         f"length by {difference(words)} words."
     )
-    return lines
+    return lines + unanswered(evaluation)
+
+
+def meaning(scores: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """What follows for what one RL gained by its reward, from its differences to the supervised LM."""
+    critic, unseen = (way(scores[judge]["overall"]) for judge in (CRITIC, UNSEEN))
+    if critic != "higher":
+        return "RL did not raise the score that it was trained on: nothing is gained."
+    return {
+        "higher": "Both agree: what RL gained by its reward, a judge that it never saw grants, too.",
+        "lower": "They disagree: what RL gained by its reward, a judge that it never saw counts as a "
+        "loss. That is reward over-optimisation, and this policy is no improvement.",
+        "undecided": "What RL gained by its reward is not shown to be a gain for a judge that it never "
+        "saw.",
+    }[unseen]
 
 
 def statement(evaluation: Mapping[str, Any]) -> str:
     """Why and that stage 2 did not move."""
-    found = evaluation["recommendations"]["before"]
+    found = evaluation["recommendations"]
+    before, after = found["before"], found["after"]
     recalls = ", ".join(
-        f"{name} {ends(value)}" for name, value in found.items() if name.startswith("recall@")
+        f"{name} {ends(value)}"
+        + ("" if value["mean"] == after[name]["mean"] else f", then {ends(after[name])}")
+        for name, value in before.items()
+        if name.startswith("recall@")
     )
     return (
         "RL on responses cannot move the recommender: it reads recommendations.parquet and writes "
-        "slots, and the k-th slot is always the k-th recommended film. Recall of new films, computed "
-        f"before and after the responses were written, is the same: {recalls} on "
-        f"{found['targets']} films of the test split. What does depend on the LM is how many of "
-        "the recommended films a response has slots for."
+        "slots, and the k-th slot is always the k-th recommended film. Recall of new films, before "
+        f"training and at evaluation, {'is the same' if found['equal'] else 'is NOT the same'}: "
+        f"{recalls} on {before['targets']} films of the test split. What does depend on the LM is how "
+        "many of the recommended films a response has slots for."
     )
-
-
-def over_seeds(runs: Sequence[Run]) -> list[str]:
-    """How many runs show what; nothing of a single one."""
-    if len(runs) < 2:
-        return []
-    lines = []
-    for judge in JUDGES:
-        found = [
-            way(run.evaluation["comparisons"][TO_SUPERVISED]["scores"][judge]["overall"])
-            for run in runs
-        ]
-        counts = ", ".join(f"{kind} in {found.count(kind)}" for kind in ("higher", "lower"))
-        lines.append(f"{_name(judge)}: RL against supervised is {counts} of {len(runs)} runs.")
-    return lines
 
 
 def aligned(rows: Sequence[Row]) -> Iterator[str]:
@@ -262,27 +305,36 @@ def ends(value: Estimate | None) -> str:
     return NONE if value is None else "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**value)
 
 
-def difference(value: Estimate | None) -> str:
-    """A difference with its interval, signs shown."""
-    return NONE if value is None else "{mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**value)
+def difference(value: Estimate | None, places: int = 3) -> str:
+    """A difference with its interval, signs shown.
+
+    >>> difference({"mean": 0.5, "low": -0.25, "high": 1.25}, 2)
+    '+0.50 [-0.25, +1.25]'
+    """
+    if value is None:
+        return NONE
+    mean, low, high = (f"{value[key]:+.{places}f}" for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
-def way(value: Estimate) -> str:
+def way(value: Estimate | None) -> str:
     """Where a difference lies by its interval: higher, lower, or undecided."""
+    if value is None:
+        return "undecided"
     return "higher" if value["low"] > 0 else "lower" if value["high"] < 0 else "undecided"
 
 
-def _row(evaluation: Mapping[str, Any], name: str, pick) -> Row:
+def _row(
+    evaluation: Mapping[str, Any],
+    name: str,
+    pick: Callable[[Mapping[str, Any]], Estimate | None],
+) -> Row:
     systems, pairs = evaluation["systems"], evaluation["comparisons"]
     return (
         name,
         *(ends(pick(systems[system])) for system in SHOWN),
         *(difference(pick(pairs[pair_name(*pair)])) for pair in SHOWN_PAIRS),
     )
-
-
-def _name(judge: str) -> str:
-    return JUDGES[judge][0].upper() + JUDGES[judge][1:]
 
 
 def _sentence(pair: Mapping[str, Any], judge: str, other: str, one: str = "RL") -> str:
@@ -293,16 +345,3 @@ def _sentence(pair: Mapping[str, Any], judge: str, other: str, one: str = "RL") 
         "undecided": f"no difference between {one} and {other} is shown",
     }[way(value)]
     return f"{said}, {difference(value)}."
-
-
-def _meaning(scores: Mapping[str, Mapping[str, Estimate]]) -> str:
-    critic, unseen = (way(scores[judge]["overall"]) for judge in ("critic", "unseen"))
-    if critic != "higher":
-        return "RL did not raise the score that it was trained on: nothing is gained."
-    return {
-        "higher": "Both agree: what RL gained by its reward, a judge that it never saw grants, too.",
-        "lower": "They disagree: what RL gained by its reward, a judge that it never saw counts as a "
-        "loss. That is reward over-optimisation, and this policy is no improvement.",
-        "undecided": "What RL gained by its reward is not shown to be a gain for a judge that it never "
-        "saw.",
-    }[unseen]

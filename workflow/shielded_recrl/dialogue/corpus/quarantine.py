@@ -76,5 +76,5 @@ class Quarantine:
             raise UserError(
                 f"{file}: {bad} of {read} rows are damaged ({counted}), first row {first['row']}: "
                 f"{first['reason']} ({first['detail']}); expected {expected}; mend the file or raise "
-                f"dialogue.max_bad_share ({max_share})"
+                f"dialogue.data.max_bad_share ({max_share})"
             )

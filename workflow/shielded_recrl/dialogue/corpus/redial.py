@@ -131,8 +131,10 @@ def _conversation(
     found = shares(turn.text for turn in turns)
     if found.ascii < settings.min_ascii:
         raise Damaged("not English", f"{found.ascii:.2f} of its letters are ASCII")
-    if found.english is not None and found.english < settings.min_english:
+    if found.english < settings.min_english:
         raise Damaged("not English", f"{found.english:.2f} of its words are common English ones")
+    if found.foreign > settings.max_foreign:
+        raise Damaged("not English", f"{found.foreign:.2f} of its words are of another language")
     return Conversation(name, turns, names, answers)
 
 

@@ -36,7 +36,7 @@ SUITS, APPEALS = 2.5, 0.5
 ASTRAY, SEQUELS, RICH = 0.15, 0.6, 0.6
 PLEASED = ("admiration", "amusement", "excitement", "joy", "love")
 DISPLEASED = ("annoyance", "disappointment", "disapproval", "disgust")
-TEMPTED = ("curiosity", "desire", "excitement", "optimism")
+TEMPTED = ("approval", "curiosity", "desire", "excitement", "optimism")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """How judges agree with what is known of responses, and with each other.
 
-In: the table of judged responses, train left out. Out: for each judge and head the AUC by which
+In: a table of judged responses. Out: for each judge and head the AUC by which
 people's responses have more than sampled ones and than those of each fault, and sampled ones more
 than faulty ones; and for each two judges the rank correlation by head. Intervals are 95% bootstrap
 ones over dialogues.

@@ -1,7 +1,7 @@
 """Training of the critic: every weight of an encoder, by cross-entropy against the judges' scores.
 
-In: judged responses of train and validation dialogues. Out: the model, with the weights of the lowest
-validation loss.
+In: judged responses of train dialogues, some of them held back. Out: the model, with the weights of
+the lowest loss on what was held back.
 
 The expectation of the cross-entropy is least where the prediction is the expected score (Good 1952).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ POOL = 16
 
 
 class Rows(NamedTuple):
-    """Judged responses of a split.
+    """Judged responses.
 
     Attributes:
         table: their rows.
@@ -43,12 +44,21 @@ class Rows(NamedTuple):
     texts: list[str]
     scores: np.ndarray
 
+    def where(self, chosen: np.ndarray) -> Rows:
+        """Some of the rows, by a mask [n]."""
+        return Rows(
+            self.table.filter(pl.Series(chosen)),
+            list(compress(self.contexts, chosen)),
+            list(compress(self.texts, chosen)),
+            self.scores[chosen],
+        )
+
 
 class Fit(NamedTuple):
     """What training did.
 
     Attributes:
-        log: a row for each epoch: epoch, train_loss, valid_loss.
+        log: a row for each epoch: epoch, train_loss, stop_loss.
         epoch: the one whose weights were kept.
         encoder_change: norm of the change of the encoder's weights over their norm.
     """
@@ -58,18 +68,45 @@ class Fit(NamedTuple):
     encoder_change: float
 
 
+def held_back(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
+    """Rows that teach, and those of a share of the dialogues that say when to stop; none is empty.
+
+    Args:
+        rows: of two dialogues at least.
+        share: of the dialogues that are held back.
+        seed: of which.
+    """
+    dialogues = np.unique(rows.table["dialogue"])
+    count = min(max(1, round(share * len(dialogues))), len(dialogues) - 1)
+    drawn = np.random.default_rng(seed).choice(dialogues, count, replace=False)
+    stop = np.isin(rows.table["dialogue"], drawn)
+    return rows.where(~stop), rows.where(stop)
+
+
 def fit(
     model: nn.Module,
     tokenizer,
-    train: Rows,
-    valid: Rows,
+    taught: Rows,
+    stop: Rows,
     settings: CriticTrainingSettings,
     seed: int,
 ) -> Fit:
-    """Train a sequence classifier in place; the weights of the lowest validation loss are kept."""
+    """Train a sequence classifier in place.
+
+    Args:
+        model: whose weights are trained.
+        tokenizer: the model's.
+        taught: what it learns from.
+        stop: responses of other dialogues; the weights of the lowest loss on them are kept.
+        settings: of the training.
+        seed: of order and dropout.
+
+    Raises:
+        UserError: the loss is no number any more.
+    """
     # What the critic reads, it is trained on.
     reader = Critic(model, tokenizer, settings.context_turns, settings.max_tokens)
-    taught, held = (encoded(reader, rows) for rows in (train, valid))
+    learned, held = (encoded(reader, rows) for rows in (taught, stop))
     model.requires_grad_(True).train()
     body = dict(model.base_model.named_parameters())
     start = {name: weight.detach().clone() for name, weight in body.items()}
@@ -78,7 +115,7 @@ def fit(
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=WEIGHT_DECAY)
-    steps = settings.epochs * math.ceil(len(taught) / settings.batch_size)
+    steps = settings.epochs * math.ceil(len(learned) / settings.batch_size)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps)
     )
@@ -90,7 +127,7 @@ def fit(
         torch.manual_seed(seed)
         for number in tqdm(range(1, settings.epochs + 1), desc="critic", unit="epoch"):
             losses = []
-            for batch in batches(taught, settings.batch_size, rng):
+            for batch in batches(learned, settings.batch_size, rng):
                 loss = loss_of(model, tokenizer, batch)
                 optimizer.zero_grad()
                 loss.backward()
@@ -98,21 +135,16 @@ def fit(
                 optimizer.step()
                 scheduler.step()
                 losses.append(loss.item())
-            valid_loss = mean_loss(model, tokenizer, held)
-            log.append(
-                {
-                    "epoch": number,
-                    "train_loss": float(np.mean(losses)),
-                    "valid_loss": valid_loss,
-                }
-            )
-            if not math.isfinite(valid_loss):
+            stop_loss = mean_loss(model, tokenizer, held)
+            train_loss = float(np.mean(losses))
+            log.append({"epoch": number, "train_loss": train_loss, "stop_loss": stop_loss})
+            if not math.isfinite(stop_loss):
                 raise UserError(
-                    f"critic: the loss of epoch {number} is {valid_loss}; lower "
+                    f"critic: the loss of epoch {number} is {stop_loss}; lower "
                     "dialogue.critic.learning_rate"
                 )
-            if valid_loss < best:
-                best, epoch = valid_loss, number
+            if stop_loss < best:
+                best, epoch = stop_loss, number
                 kept = {name: value.clone() for name, value in model.state_dict().items()}
             elif number - epoch >= settings.patience:
                 break

@@ -14,8 +14,8 @@ An empty response scores 0 by every head of every judge.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from shielded_recrl.dialogue.corpus.dialogues import SLOT, Turn
 
@@ -26,25 +26,24 @@ ENDS = frozenset(".!?…")
 Scores = dict[str, float]
 
 
-class Judge(Protocol):
-    """What scores responses."""
+class Case(NamedTuple):
+    """A response to be judged, in its place.
 
-    def __call__(
-        self,
-        context: Sequence[Turn],
-        response: str,
-        titles: Sequence[str],
-        gold: str | None = None,
-    ) -> Scores:
-        """A number in [0, 1] for each of `HEADS`.
+    Attributes:
+        context: the turns before, oldest first.
+        text: the recommender's turn, `<movie>` for a film.
+        titles: of the recommended films; the k-th `<movie>` stands for the k-th.
+        gold: what a person answered, for judges that compare with it.
+    """
 
-        Args:
-            context: the turns before, oldest first.
-            response: the recommender's turn, `<movie>` for a film.
-            titles: of the recommended films; the k-th `<movie>` stands for the k-th.
-            gold: what a person answered, for judges that compare with it.
-        """
-        ...
+    context: Sequence[Turn]
+    text: str
+    titles: Sequence[str] = ()
+    gold: str | None = None
+
+
+# A number in [0, 1] for each of `HEADS`.
+Judge = Callable[[Case], Scores]
 
 
 class Reading(NamedTuple):

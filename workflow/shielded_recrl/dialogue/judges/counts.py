@@ -1,23 +1,29 @@
 """Counts of words that the unseen judge rests on: how likely, how alike, with what effect.
 
-In: texts. Out: a trigram model, a tf-idf index, words' effects on a number. For one short text at a
-time, which is how judges are asked, scikit-learn's vectorisers take a hundred times longer.
+In: texts, or sets of words. Out: a trigram model, a tf-idf index, words' effects on a number and on a
+chance. For one short text at a time, which is how judges are asked, scikit-learn's vectorisers take a
+hundred times longer.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shielded_recrl.dialogue.judges.base import tokens
+from shielded_recrl.dialogue.judges.base import read, tokens
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 BEGIN, END, RARE = "<begin>", "<end>", "<rare>"
-# Strength of the ridge, in texts; words of fewer texts have no effect.
-RIDGE, FEWEST_TEXTS = 10.0, 3
+# Strength of the ridge, in texts, and inverse strength of the logistic regression; words of fewer texts
+# have no effect.
+RIDGE, CHANCE, FEWEST_TEXTS = 10.0, 0.05, 3
 
 
 class Trigrams:
@@ -65,7 +71,7 @@ class Trigrams:
 
 
 class Likeness:
-    """Texts by the cosine of their words and pairs of words, weighed by tf-idf.
+    """Texts by the cosine of their words and pairs of words, weighed by tf-idf; films and marks are none.
 
     Attributes:
         rows: of each text, term -> weight; squares add up to 1.
@@ -100,7 +106,7 @@ class Likeness:
         return np.argsort(-likeness, kind="stable")[:most]
 
     def _terms(self, text: str) -> Counter[str]:
-        words = tokens(text)
+        words = read(text).words
         return Counter([*words, *map(" ".join, pairwise(words))])
 
     def _weighed(self, row: Counter[str]) -> dict[str, float]:
@@ -109,18 +115,53 @@ class Likeness:
         return {term: weight / length for term, weight in weights.items()}
 
 
-def word_effects(texts: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    """Effect of each word on a number of its texts, by ridge regression (Hoerl and Kennard 1970)."""
-    from scipy.sparse import csr_array
+class Chance:
+    """How likely something is, by logistic regression on what there is (Cox 1958).
+
+    Both outcomes weigh the same in all, so that neither is likely for being common.
+    """
+
+    def __init__(self, rows: Sequence[Collection[str]], happened: Sequence[bool]) -> None:
+        """
+        Args:
+            rows: [n] sets of words.
+            happened: [n]; where all are the same nothing is learned, and the chance is one half.
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        self._weights: dict[str, float] = {}
+        self._bias = 0.0
+        words, table = _indicators(rows)
+        if words and len(set(happened)) == 2:
+            model = LogisticRegression(C=CHANCE, class_weight="balanced", max_iter=1000)
+            model.fit(table, happened)
+            self._weights = dict(zip(words, model.coef_[0].tolist(), strict=True))
+            self._bias = float(model.intercept_[0])
+
+    def __call__(self, row: Collection[str]) -> float:
+        """The chance where there are these words."""
+        logit = self._bias + sum(self._weights.get(word, 0.0) for word in sorted(row))
+        return 1 / (1 + math.exp(-logit))
+
+
+def word_effects(rows: Sequence[Collection[str]], values: Sequence[float]) -> dict[str, float]:
+    """Effect of each word on a number of its rows, by ridge regression (Hoerl and Kennard 1970)."""
     from sklearn.linear_model import Ridge
 
-    rows = [sorted(set(tokens(text))) for text in texts]
-    having = Counter(word for row in rows for word in row)
-    words = sorted(word for word, count in having.items() if count >= FEWEST_TEXTS)
+    words, table = _indicators(rows)
     if not words:
         return {}
+    return dict(zip(words, Ridge(alpha=RIDGE).fit(table, values).coef_.tolist(), strict=True))
+
+
+def _indicators(rows: Sequence[Collection[str]]) -> tuple[list[str], csr_array]:
+    """Words of enough rows, and which rows [n] have which of them."""
+    from scipy.sparse import csr_array
+
+    having = Counter(word for row in rows for word in row)
+    words = sorted(word for word, count in having.items() if count >= FEWEST_TEXTS)
     column = {word: number for number, word in enumerate(words)}
-    places = [[column[word] for word in row if word in column] for row in rows]
+    places = [[column[word] for word in sorted(row) if word in column] for row in rows]
     table = csr_array(
         (
             np.ones(sum(map(len, places))),
@@ -129,4 +170,4 @@ def word_effects(texts: Sequence[str], values: Sequence[float]) -> dict[str, flo
         ),
         shape=(len(rows), len(words)),
     )
-    return dict(zip(words, Ridge(alpha=RIDGE).fit(table, values).coef_.tolist(), strict=True))
+    return words, table

@@ -27,12 +27,11 @@ from shielded_recrl.chat import (
     check_address,
     quoted,
 )
-from shielded_recrl.dialogue.corpus.dialogues import Turn
-from shielded_recrl.dialogue.judges.base import HEADS, Scores, nothing, read
-from shielded_recrl.dialogue.settings import JudgeSettings
+from shielded_recrl.dialogue.judges.base import HEADS, Case, Scores, nothing, read
+from shielded_recrl.dialogue.settings import LLMJudgeSettings
 from shielded_recrl.errors import UserError
 
-EMBEDDED = ("rules", "unseen")
+EMBEDDED = ("critic", "rules", "unseen")
 LOWEST, HIGHEST = 1, 5
 # Turns and titles that are shown.
 TURNS, TITLES = 8, 5
@@ -70,22 +69,16 @@ class Asked:
         """
         self.model, self._ask, self.max_tokens = model, ask, max_tokens
 
-    def __call__(
-        self,
-        context: Sequence[Turn],
-        response: str,
-        titles: Sequence[str],
-        gold: str | None = None,
-    ) -> Scores:
-        """See `Judge`; the gold response is not shown.
+    def __call__(self, case: Case) -> Scores:
+        """Score a response; the gold response is not shown.
 
         Raises:
             Unanswered: the answer is not one grade for each head.
         """
-        said = read(response)
+        said = read(case.text)
         if not said.words and not said.slots:
             return nothing()
-        return grades(self._ask(request(self.model, context, response, titles, self.max_tokens)))
+        return grades(self._ask(request(self.model, case, self.max_tokens)))
 
 
 def grades(words: str | None) -> Scores:
@@ -105,11 +98,9 @@ def grades(words: str | None) -> Scores:
     return {head: (given[head] - LOWEST) / (HIGHEST - LOWEST) for head in HEADS}
 
 
-def request(
-    model: str, context: Sequence[Turn], response: str, titles: Sequence[str], max_tokens: int
-) -> dict[str, Any]:
+def request(model: str, case: Case, max_tokens: int) -> dict[str, Any]:
     """Body of the request about a response."""
-    turns = "\n".join(f"{turn.role}: {quoted(turn.text)}" for turn in context[-TURNS:])
+    turns = "\n".join(f"{turn.role}: {quoted(turn.text)}" for turn in case.context[-TURNS:])
     return {
         "model": model,
         "temperature": 0,
@@ -119,8 +110,8 @@ def request(
             {
                 "role": "user",
                 "content": f"<chat>\n{turns}\n"
-                f"films: {', '.join(map(quoted, titles[:TITLES])) or 'none'}\n"
-                f"response: {quoted(response)}\n</chat>",
+                f"films: {', '.join(map(quoted, case.titles[:TITLES])) or 'none'}\n"
+                f"response: {quoted(case.text)}\n</chat>",
             },
         ],
     }
@@ -135,26 +126,38 @@ def column_name(model: str) -> str:
     return re.sub(r"\W+", "_", model.lower()).strip("_")
 
 
-def ask_all(responses: Sequence[Any], settings: JudgeSettings, cache: Path) -> pl.DataFrame:
-    """Scores of all models, null where one gave no grades.
-
-    Args:
-        responses: rows with `request` and `text`, see `judge.Response`.
-        settings: models, their address and patience.
-        cache: JSONL file of answers; it is added to, and read by the next run.
+def checked(settings: LLMJudgeSettings, section: str) -> tuple[list[str], str, str]:
+    """Names of the models' columns, their address, and its key.
 
     Raises:
-        UserError: the address is none, refuses, or a model gave no grades at all; two models, or
-            one and an embedded judge, have one name.
+        UserError: the address is none; two models, or one and another judge, have one name.
     """
     names = [column_name(model) for model in settings.models]
     if len({*names, *EMBEDDED, ""}) < len(names) + len(EMBEDDED) + 1:
         raise UserError(
-            f"dialogue.judge.models: {', '.join(settings.models)} give the columns "
+            f"{section}.models: {', '.join(settings.models)} give the columns "
             f"{', '.join(names)}; each needs a name of its own, other than {', '.join(EMBEDDED)}"
         )
     secret = os.environ.get(KEY_VARIABLE, "").strip()
     url = check_address(settings.url or os.environ.get(URL_VARIABLE, ""), secret)
+    return names, url, secret
+
+
+def ask_all(
+    cases: Sequence[Case], settings: LLMJudgeSettings, cache: Path, section: str
+) -> pl.DataFrame:
+    """Scores of all models, null where one gave no grades.
+
+    Args:
+        cases: what is judged.
+        settings: models, their address and patience.
+        cache: JSONL file of answers; it is added to, and read by the next run.
+        section: of the settings, for messages.
+
+    Raises:
+        UserError: see `checked`; the address refuses, or a model gave no grades at all.
+    """
+    names, url, secret = checked(settings, section)
     chat = ChatSettings(max_tokens=settings.max_tokens, timeout=settings.timeout)
     scores: dict[str, list[float | None]] = {}
     with Cache(cache) as answers:
@@ -163,23 +166,23 @@ def ask_all(responses: Sequence[Any], settings: JudgeSettings, cache: Path) -> p
                 model, lambda body: answers.ask(body, url, secret, chat), settings.max_tokens
             )
             found = [
-                _answer(judge, row)
-                for row in tqdm(responses, desc=name, disable=not sys.stderr.isatty())
+                _answer(judge, case)
+                for case in tqdm(cases, desc=name, disable=not sys.stderr.isatty())
             ]
             invalid = sum(one["overall"] is None for one in found)
-            if invalid == sum(bool(row.text.strip()) for row in responses):
+            if invalid == sum(bool(case.text.strip()) for case in cases):
                 raise UserError(
                     f"{url}: none of the answers of {model} had a grade of {LOWEST} to {HIGHEST} "
-                    f"for each of {', '.join(HEADS)}; check dialogue.judge.models, look into "
-                    f"{cache}, or raise dialogue.judge.max_tokens"
+                    f"for each of {', '.join(HEADS)}; check {section}.models, look into "
+                    f"{cache}, or raise {section}.max_tokens"
                 )
             print(f"{model}: {invalid} of {len(found)} answers had no grades")
             scores |= {f"{name}_{head}": [one[head] for one in found] for head in HEADS}
     return pl.DataFrame(scores, schema=dict.fromkeys(scores, pl.Float32))
 
 
-def _answer(judge: Asked, row: Any) -> dict[str, float | None]:
+def _answer(judge: Asked, case: Case) -> dict[str, float | None]:
     try:
-        return judge(row.request.context, row.text, row.request.recommended)
+        return judge(case)
     except Unanswered:
         return dict.fromkeys(HEADS)

@@ -14,7 +14,7 @@ for it and is multiplied by how sound the text is, so that no head can be had by
     of measure  up to 60 words; beyond, the longer the less
     for a slot  films stand in slots: a title or a year written out is no recommendation
 
-In: see `base.Judge`; the gold response is not read. Out: scores of five heads.
+In: a `base.Case`, whose gold response is not read. Out: scores of five heads.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Collection, Sequence
 from shielded_recrl.dialogue.corpus.dialogues import SLOT, Turn
 from shielded_recrl.dialogue.judges import words as lexicon
 from shielded_recrl.dialogue.judges.base import (
+    Case,
     Reading,
     Scores,
     bounded,
@@ -67,15 +68,9 @@ class Rules:
                 self._titles.add(words)
         self._lengths = sorted({len(title) for title in self._titles})
 
-    def __call__(
-        self,
-        context: Sequence[Turn],
-        response: str,
-        titles: Sequence[str],
-        gold: str | None = None,
-    ) -> Scores:
-        """See `Judge`."""
-        said = read(response)
+    def __call__(self, case: Case) -> Scores:
+        """Score a response."""
+        context, said = case.context, read(case.text)
         if not said.words and not said.slots:
             return nothing()
         turn = context[-1].text if context else ""
@@ -87,12 +82,12 @@ class Rules:
             * varied(said)
             * of_its_own(said, context)
             * min(1.0, LONG / max(len(said.words), 1))
-            * (0.4 if self._written_out(response, said) else 1.0)
+            * (0.4 if self._written_out(case.text, said) else 1.0)
         )
         scores = {
             "empathy": empathy(turn, said),
             "informativeness": informativeness(context, said),
-            "recommendation": recommendation(context, asked, said, len(titles)),
+            "recommendation": recommendation(context, asked, said, len(case.titles)),
             "engagement": engagement(asked, said),
         }
         scores = {head: bounded(sound * score) for head, score in scores.items()}

@@ -1,8 +1,9 @@
 """A judge that no critic and no reward sees: statistics of what people answered in the train split.
 
-It has no lexicon and no rule about questions or capitals. Half of the train dialogues teach it to
-count, the other half tells what is ordinary, so that a person's response is held out from the
-counts that it is the scale of. Of a response it asks
+It has no lexicon and no rule about questions or capitals, and nothing that speaks for a response at
+`rules` is counted here, see docs/dialogue_rl.md. Half of the train dialogues teach it to count, the
+other half tells what is ordinary, so that a person's response is held out from the counts that it is
+the scale of. Of a response it asks
 
     natural    how likely its words are in their order, to its very end, by a trigram model of
                responses with Witten and Bell's (1991) smoothing
@@ -10,18 +11,25 @@ counts that it is the scale of. Of a response it asks
                other costs no bytes
     answering  how near its words are to what was answered to the seekers' turns most like this one;
                where the gold response is given, also the words they share (F1)
-    telling    how much its words tell (-log2 of the share of responses that have them), those
-               that the dialogue has had apart
-    offering   whether it has about as many films as were offered to such turns
+    telling    how much its words tell (-log2 of the share of responses that have them)
     moving     how much seekers write after responses of such words, by ridge regression
 
-and gives the share of people's responses that have less: 0.5 is ordinary. The heads:
+and gives the share of people's responses that have less: 0.5 is ordinary. Last it asks
+
+    fitting    whether a person would name a film there: the probability p by a logistic model of what
+               was said before, p where the response names one and 1 - p where it names none
+
+The heads:
 
     empathy = sound * answering             informativeness = sound * telling
-    recommendation = sound * offering       engagement = sound * moving
-    overall = the mean of the four          sound = natural * new * of measure
+    recommendation = sound * fitting        engagement = sound * moving
+    overall = the mean of the four          sound = natural * new
 
-In: see `base.Judge`. Out: scores of five heads.
+A film is worth nothing by itself: both outcomes weigh the same in the logistic model, so that naming
+one everywhere is right no more often than naming none. Neither films nor marks are words here, and
+the titles recommended are not read.
+
+In: a `base.Case`. Out: scores of five heads.
 """
 
 from __future__ import annotations
@@ -36,8 +44,8 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from shielded_recrl.dialogue.corpus.dialogues import RECOMMENDER, SEEKER, Dialogue, Turn
-from shielded_recrl.dialogue.judges.base import Scores, bounded, nothing, read, tokens
-from shielded_recrl.dialogue.judges.counts import Likeness, Trigrams, word_effects
+from shielded_recrl.dialogue.judges.base import Case, Scores, bounded, nothing, read, tokens
+from shielded_recrl.dialogue.judges.counts import Chance, Likeness, Trigrams, word_effects
 from shielded_recrl.errors import UserError
 
 # Turns of the seeker that count as most like one.
@@ -52,8 +60,8 @@ ENOUGH = {"natural": 0.5, "new": 0.2}
 BY_LENGTH = ("natural", "new", "telling")
 # Lengths that the scale tells apart.
 LENGTHS = 6
-# Films of a turn beyond which more are all the same.
-MANY = 4
+# Turns and films so far beyond which more are all the same.
+MANY_TURNS, MANY_FILMS = 12, 6
 
 
 class Answered(NamedTuple):
@@ -76,19 +84,21 @@ class Unseen:
         self._order = Trigrams(answered.text for answered in counted)
         self._replies = Likeness([answered.text for answered in counted])
         self._asked = Likeness([_last(answered.context) for answered in counted])
-        self._slots = np.array([min(read(one.text).slots, MANY) for one in counted])
-        self._usual = np.bincount(self._slots, minlength=MANY + 1) / len(counted)
+        self._offer = Chance(
+            [circumstances(one.context) for one in counted],
+            [read(one.text).slots > 0 for one in counted],
+        )
         having = Counter(word for one in counted for word in set(read(one.text).words))
         self._bits = {word: math.log2((len(counted) + 1) / n) for word, n in having.items()}
         self._most_bits = math.log2(len(counted) + 1)
         self._common = {word for word, n in having.items() if n > 0.05 * len(counted)}
         went_on = [one for one in counted if one.next_words is not None]
         self._moves = word_effects(
-            [one.text for one in went_on], [math.log1p(one.next_words) for one in went_on]
+            [set(read(one.text).words) for one in went_on],
+            [math.log1p(one.next_words) for one in went_on],
         )
         self._near = lru_cache(4096)(self._near_to)
         lengths = [len(tokens(one.text)) for one in scale]
-        self._longest = float(np.percentile(lengths, 99))
         self._bounds = np.unique(np.percentile(lengths, np.linspace(0, 100, LENGTHS + 1)[1:-1]))
         measured = [self._measure(one.context, one.text) for one in scale]
         self._scale = {
@@ -118,68 +128,56 @@ class Unseen:
             )
         return cls(_spread(halves[0], COUNTED), _spread(halves[1], SCALED))
 
-    def __call__(
-        self,
-        context: Sequence[Turn],
-        response: str,
-        titles: Sequence[str],
-        gold: str | None = None,
-    ) -> Scores:
-        """See `Judge`."""
-        said = read(response)
+    def __call__(self, case: Case) -> Scores:
+        """Score a response."""
+        said = read(case.text)
         if not said.words and not said.slots:
             return nothing()
-        measures = self._measure(context, response)
-        length = len(said.tokens)
-        number = int(np.searchsorted(self._bounds, length))
-        sound = min(1.0, self._longest / length)
-        for name, enough in ENOUGH.items():
-            sound *= min(1.0, self._place(f"{name} {number}", measures[name]) / enough)
+        measures = self._measure(case.context, case.text)
+        number = int(np.searchsorted(self._bounds, len(said.tokens)))
+        sound = math.prod(
+            min(1.0, self._place(f"{name} {number}", measures[name]) / enough)
+            for name, enough in ENOUGH.items()
+        )
         answering = self._place("answering", measures["answering"])
-        if gold is not None:
-            answering = (answering + self._shared(response, gold)) / 2
+        if case.gold is not None:
+            answering = (answering + self._shared(case.text, case.gold)) / 2
         # A long text has to tell more than a short one, and a short one as much as others.
         telling = min(
             self._place(name, measures["telling"]) for name in ("telling", f"telling {number}")
         )
-        backed = min(1.0, len(titles) / said.slots) if said.slots else 1.0
+        likely = self.names_film(case.context)
         scores = {
             "empathy": sound * answering,
             "informativeness": sound * telling,
-            "recommendation": sound * backed * measures["offering"],
+            "recommendation": sound * (likely if said.slots else 1 - likely),
             "engagement": sound * self._place("moving", measures["moving"]),
         }
         scores = {head: bounded(score) for head, score in scores.items()}
         return {**scores, "overall": sum(scores.values()) / len(scores)}
 
+    def names_film(self, context: Sequence[Turn]) -> float:
+        """Probability that a person would name a film after these turns, were it as common as to name none."""
+        return self._offer(circumstances(context))
+
     def _measure(self, context: Sequence[Turn], response: str) -> dict[str, float]:
-        centre, offered = self._near(_last(context))
-        said = read(response)
-        known = {word for turn in context for word in read(turn.text).words}
+        words = set(read(response).words)
+        centre = self._near(_last(context))
         vector = self._replies.vector(response)
         return {
             "natural": -self._order.surprisal(response),
             "new": _growth(context, response),
             "answering": sum(weight * centre.get(term, 0.0) for term, weight in vector.items()),
-            "telling": sum(
-                self._bits.get(word, self._most_bits) for word in set(said.words) - known
-            ),
-            "offering": float(offered[min(said.slots, MANY)]),
-            "moving": sum(self._moves.get(word, 0.0) for word in set(tokens(response))),
+            "telling": sum(self._bits.get(word, self._most_bits) for word in sorted(words)),
+            "moving": sum(self._moves.get(word, 0.0) for word in sorted(words)),
         }
 
-    def _near_to(self, asked: str) -> tuple[dict[str, float], np.ndarray]:
-        """The mean response to the turns most like this one, and how usual 0 to MANY films are."""
-        nearest = self._asked.nearest(asked, NEIGHBOURS)
+    def _near_to(self, asked: str) -> Counter[str]:
+        """The sum of the responses to the turns most like this one."""
         centre: Counter[str] = Counter()
-        for row in nearest:
+        for row in self._asked.nearest(asked, NEIGHBOURS):
             centre.update(self._replies.rows[row])
-        # The usual numbers of films weigh as much as five neighbours.
-        share = np.bincount(self._slots[nearest], minlength=MANY + 1) + 5 * self._usual
-        share /= share.max()
-        # Where it is usual to offer nothing, nothing is half an offer.
-        share[0] /= 2
-        return centre, share
+        return centre
 
     def _place(self, name: str, value: float) -> float:
         """Share of people's responses that have less, those that have as much by half."""
@@ -209,9 +207,20 @@ def answers(dialogue: Dialogue) -> list[Answered]:
     return found
 
 
-def _last(context: Sequence[Turn]) -> str:
-    """What the seeker said last."""
-    return next((turn.text for turn in reversed(context) if turn.role == SEEKER), "")
+def circumstances(context: Sequence[Turn]) -> set[str]:
+    """What a person goes by who names a film or not: the last turn of each, turns and films so far."""
+    found = {
+        f"turns {min(len(context), MANY_TURNS)}",
+        f"films {min(sum(read(turn.text).slots for turn in context), MANY_FILMS)}",
+    }
+    for role in (SEEKER, RECOMMENDER):
+        found |= {f"{role}: {token}" for token in tokens(_last(context, role))}
+    return found
+
+
+def _last(context: Sequence[Turn], role: str = SEEKER) -> str:
+    """What the seeker, or the other, said last."""
+    return next((turn.text for turn in reversed(context) if turn.role == role), "")
 
 
 def _growth(context: Sequence[Turn], response: str) -> float:

@@ -115,7 +115,7 @@ def evaluate(
                 for name, answer in some.items()
             },
             "ahead_of": {
-                name: differences(some[ours], answer, clusters[rows], resamples)
+                name: differences(some[ours], answer, liked[rows], clusters[rows], resamples)
                 for name, answer in some.items()
                 if name != ours
             },

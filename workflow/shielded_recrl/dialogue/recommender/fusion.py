@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -162,6 +162,13 @@ class Recommender(nn.Module):
         self.alike = nn.Parameter(torch.tensor([10.0, 3.0]))
         self.decay = nn.Parameter(torch.tensor(math.log(0.85)))
         self._describe(catalogue)
+
+    @classmethod
+    def drawn(cls, catalogue: Catalogue, dim: int, dropout: float, seed: int) -> Self:
+        """One whose initial weights are drawn from a seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(catalogue, dim, dropout)
 
     def _describe(self, catalogue: Catalogue) -> None:
         """Keep what is known of the items; no weight, so no part of the checkpoint."""

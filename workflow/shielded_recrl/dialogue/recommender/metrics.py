@@ -168,29 +168,42 @@ def measure(
     """
     if not len(ranked.ranks):
         return {}
-    found = columns(ranked.ranks)
-    metrics: dict[str, Interval | None] = dict(
-        zip(found, clustered_means(_stack(found), clusters, resamples), strict=True)
-    )
-    true = liked == LIKED
-    if true.any():
-        recalls = {name: values for name, values in found.items() if name.startswith("recall")}
-        means = clustered_means(_stack(recalls)[true], clusters[true], resamples)
-        for name, interval in zip(recalls, means, strict=True):
-            metrics[name.replace("recall", "recall_true")] = interval
+    metrics = _means(columns(ranked.ranks), liked, clusters, resamples)
     metrics["auc"] = auc(ranked.scores, liked, clusters, resamples)
     return {name: value and value._asdict() for name, value in metrics.items()}
 
 
 def differences(
-    ranked: Ranked, other: Ranked, clusters: np.ndarray, resamples: int
-) -> dict[str, dict[str, float]]:
-    """Mean of each metric's paired difference, `ranked` minus `other`, over the same targets."""
+    ranked: Ranked, other: Ranked, liked: np.ndarray, clusters: np.ndarray, resamples: int
+) -> dict[str, Any]:
+    """Mean of each metric's paired difference, `ranked` minus `other`, over the same targets.
+
+    All metrics of `measure` but AUC, which is no mean over targets.
+    """
     if not len(ranked.ranks):
         return {}
     ours, theirs = columns(ranked.ranks), columns(other.ranks)
-    means = clustered_means(_stack(ours) - _stack(theirs), clusters, resamples)
-    return {name: interval._asdict() for name, interval in zip(ours, means, strict=True)}
+    metrics = _means({name: ours[name] - theirs[name] for name in ours}, liked, clusters, resamples)
+    return {name: value and value._asdict() for name, value in metrics.items()}
+
+
+def _means(
+    found: dict[str, np.ndarray], liked: np.ndarray, clusters: np.ndarray, resamples: int
+) -> dict[str, Interval | None]:
+    """Means of columns [T], and as `recall_true` of those of recall over the liked, if any are."""
+    means: dict[str, Interval | None] = dict(
+        zip(found, clustered_means(_stack(found), clusters, resamples), strict=True)
+    )
+    recalls = {name: values for name, values in found.items() if name.startswith("recall")}
+    true = liked == LIKED
+    of_true = (
+        clustered_means(_stack(recalls)[true], clusters[true], resamples)
+        if true.any()
+        else [None] * len(recalls)
+    )
+    for name, interval in zip(recalls, of_true, strict=True):
+        means[name.replace("recall", "recall_true")] = interval
+    return means
 
 
 def _stack(found: dict[str, np.ndarray]) -> np.ndarray:

@@ -97,7 +97,7 @@ class Knowledge:
 
 
 class Fit(NamedTuple):
-    """Weights of the best epoch, and a row for each epoch, the one before the first included."""
+    """Weights of the best epoch, never 0, and a row for each epoch, the one before the first included."""
 
     weights: dict[str, Tensor]
     history: list[dict[str, Any]]
@@ -143,7 +143,7 @@ def fit(
         name: of the stage, for the progress bar and messages.
 
     Raises:
-        UserError: the loss is no number any more.
+        UserError: the loss is no number any more, or no epoch makes it lower on the valid split.
     """
     vectors = {"words", "attributes", "mentions.weight"}
     named = dict(model.named_parameters())
@@ -194,6 +194,12 @@ def fit(
             bar.update()
             if epoch - best_epoch >= schedule.patience:
                 break
+    if best_epoch == 0:
+        raise UserError(
+            f"{name} learned nothing: after none of its {epoch} epochs is the loss of the valid split "
+            f"below the {history[0]['valid_loss']:.4f} before them; change its learning_rate, or "
+            "train on more dialogues"
+        )
     model.load_state_dict(best)
     model.eval()
     return Fit(best, history, best_epoch)

@@ -110,6 +110,15 @@ FAULTS: dict[str, Fault] = {
 
 def corrupt(how: str, request: ResponseRequest, elsewhere: Elsewhere, seed: int) -> str | None:
     """The gold response of a request with one of `FAULTS`; None where it cannot have it."""
+    return next(iter(corruptions(how, request, elsewhere, seed, 1)), None)
+
+
+def corruptions(
+    how: str, request: ResponseRequest, elsewhere: Elsewhere, seed: int, draws: int
+) -> list[str]:
+    """What so many draws of a fault give, each text once; that of `corrupt` comes first."""
     # Python's own hash of a text differs from process to process.
     key = f"{seed} {request.dialogue} {request.turn} {how}"
-    return FAULTS[how](request, random.Random(zlib.crc32(key.encode())), elsewhere)
+    rng = random.Random(zlib.crc32(key.encode()))
+    found = (FAULTS[how](request, rng, elsewhere) for _ in range(draws))
+    return list(dict.fromkeys(text for text in found if text is not None))

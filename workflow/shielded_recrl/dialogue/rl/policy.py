@@ -5,7 +5,8 @@
 
 So the model with its adapter off is the supervised policy: that is what PPO takes its KL to, and what
 evaluation compares with. The saved adapter is A and B alone. It means nothing over the plain base;
-`OVER` beside it names the supervised adapter it belongs to, and `load_policy` puts all in its place:
+`OVER` beside it names the base and the supervised adapter it belongs to, by the digests of their
+weights, and `load_policy` puts all in its place:
 
     model = load_policy(base, supervised, adapter)
     with model.disable_adapter(): ...           # the supervised policy
@@ -54,15 +55,29 @@ def load_policy(
         trainable: whether the adapter wants gradients.
 
     Raises:
-        UserError: a folder is missing or damaged, or the adapter stands over another supervised one.
+        UserError: a folder is missing or damaged, or the adapter stands over others.
     """
-    about = read_json(adapter / OVER) if (adapter / OVER).is_file() else None
-    if not isinstance(about, dict) or about.get("supervised") != sha256(supervised / WEIGHTS):
+    if not stands_over(adapter, base, supervised):
         raise UserError(
-            f"{adapter}: not an adapter over {supervised}; give the two that belong together, or "
-            "train with `python -m shielded_recrl.dialogue train`"
+            f"{adapter}: not an adapter over {supervised} and {base}; give those that belong "
+            "together, or train with `python -m shielded_recrl.dialogue train`"
         )
     return load_adapter(supervised_policy(base, supervised, precision, device), adapter, trainable)
+
+
+def stands_over(adapter: Path, base: Path, supervised: Path) -> bool:
+    """Whether an adapter was trained over this base and this supervised adapter."""
+    if not (adapter / OVER).is_file() or not (supervised / WEIGHTS).is_file():
+        return False
+    return read_json(adapter / OVER) == _digests(base, supervised)
+
+
+def _digests(base: Path, supervised: Path) -> dict[str, Any]:
+    """What an adapter stands over, by its weights: other files of a base's folder change nothing."""
+    return {
+        "base": {path.name: sha256(path) for path in sorted(base.glob("*.safetensors"))},
+        "supervised": sha256(supervised / WEIGHTS),
+    }
 
 
 def new_policy(
@@ -123,11 +138,12 @@ def supervised_policy(
     return model
 
 
-def save_policy(model: nn.Module, supervised: Path, folder: Path) -> None:
+def save_policy(model: nn.Module, base: Path, supervised: Path, folder: Path) -> None:
     """Write the folder of an adapter, by rename when whole.
 
     Args:
         model: a policy.
+        base: folder of the base LM it stands over.
         supervised: folder of the supervised adapter it stands over.
         folder: to write.
     """
@@ -136,7 +152,7 @@ def save_policy(model: nn.Module, supervised: Path, folder: Path) -> None:
         config = read_json(partial / "adapter_config.json")
         # Over the plain base it would be another policy, so no loader shall find that by itself.
         write_json(partial / "adapter_config.json", config | {"base_model_name_or_path": None})
-        write_json(partial / OVER, {"supervised": sha256(supervised / WEIGHTS)})
+        write_json(partial / OVER, _digests(base, supervised))
 
 
 @torch.no_grad()

@@ -26,25 +26,32 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shielded_recrl.dialogue.corpus.dialogues import SLOT, Dialogues, Turn
+from shielded_recrl.dialogue.corpus.dialogues import (
+    RECOMMENDER,
+    SEEKER,
+    SLOT,
+    Dialogues,
+    Turn,
+)
 from shielded_recrl.dialogue.judges.base import HEADS
 from shielded_recrl.dialogue.response.metrics import slots_as_words
-from shielded_recrl.dialogue.response.prompts import NAMES, ResponseRequest
+from shielded_recrl.dialogue.response.prompts import ResponseRequest
 from shielded_recrl.dialogue.settings import DialogueRewardSettings
 from shielded_recrl.explainer.prompts import Item
 from shielded_recrl.rl.rewards.base import Composite
 from shielded_recrl.rl.rewards.reading import ClaimIndex
 from shielded_recrl.rl.text import distinct_share, ngrams, words, written_as_names
 
-# Lines of the prompt that are no speech.
-LINES = (*NAMES.values(), "Feels:", "Movies:")
+# What begins another turn, as prompts and as the critic's context have it, or a line of the prompt.
+SPEAKER = re.compile(rf"\b(?:{SEEKER}|{RECOMMENDER})\s*:", re.IGNORECASE)
+LINES = ("Feels:", "Movies:")
 LAST = re.compile(rf"(?:[.!?…)\"'”’]|{re.escape(SLOT)})$")
 YEAR = re.compile(r"\((?:19|20)\d\d\)")
 COPIED = 4
 
 
 class Scorer(Protocol):
-    """What gives scores [n, 5] to responses: `critic_model.Critic`."""
+    """What gives scores [n, 5] to responses: `critique.model.Critic`."""
 
     def __call__(self, contexts: Sequence[Sequence[Turn]], responses: Sequence[str]) -> Tensor: ...
 
@@ -129,10 +136,23 @@ def form(text: str, least: int, most: int) -> float:
     kept = (
         not set("<>") & set(spoken),
         LAST.search(text.rstrip()) is not None,
-        not any(line in text for line in ("\n", *LINES)),
+        one_turn(text),
         least <= len(words(spoken)) <= most,
     )
     return sum(kept) / len(kept)
+
+
+def one_turn(text: str) -> bool:
+    """Whether a text is one line that names no speaker and begins no line of the prompt.
+
+    >>> one_turn("These movies: <movie> and <movie>."), one_turn("Try it! seeker: thanks!")
+    (True, False)
+    """
+    return (
+        len(text.splitlines()) <= 1
+        and SPEAKER.search(text) is None
+        and not any(line in text for line in LINES)
+    )
 
 
 def support(text: str, recommended: int, index: ClaimIndex) -> float:

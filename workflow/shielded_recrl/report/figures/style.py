@@ -22,6 +22,8 @@ STYLE = {
     **sns.plotting_context("paper"),
     "font.family": "DejaVu Sans",
     "pdf.fonttype": 42,
+    # Ids within an SVG are else random.
+    "svg.hashsalt": "recrl",
     "axes.titlesize": 9,
     "axes.titleweight": "bold",
     "grid.linewidth": 0.5,
@@ -66,6 +68,7 @@ DOT = {
 METADATA = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
 }
 
 
@@ -97,9 +100,9 @@ def legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
     figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG and PDF beside each other; the path has no suffix."""
-    for kind, metadata in METADATA.items():
+def save(figure: Figure, path: Path, kinds: Sequence[str] = ("png", "pdf")) -> None:
+    """Write a figure in some formats beside each other; the path has no suffix."""
+    for kind in kinds:
         # Kinds of fonts and numbers of ticks are read from the defaults in force when it is drawn.
         with atomic(path.with_name(f"{path.name}.{kind}")) as partial, mpl.rc_context(STYLE):
-            figure.savefig(partial, format=kind, dpi=DPI, metadata=metadata)
+            figure.savefig(partial, format=kind, dpi=DPI, metadata=METADATA[kind])

@@ -2,12 +2,14 @@
 
 It is a reward, and no part of PPO's value critic: nothing of it is trained here, and a weight that
 changes under it stops the run. In: a transformers encoder with a classification head, or any
-module whose output has `.logits` [n, heads]. Out: sigmoid(logit) of each head.
+module whose output has `.logits` [n, heads]. Out: sigmoid(logit) of each head. No text can spell a
+special token: what is spelled like one is text, or is not read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,7 @@ class LearnedCritic:
         self.batch_size = batch_size
         self.max_tokens = max_tokens
         self.read_prompt = read_prompt
+        self._special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
         self._versions = self._state()
 
     @classmethod
@@ -141,16 +144,32 @@ class LearnedCritic:
         bounds = self._bounds(response)
         response = response[: bounds[:room][-1][1]] if bounds else ""
         if not self.read_prompt:
-            return self.tokenizer(response, truncation=True, max_length=self.max_tokens)
+            return self._inputs(response)
         left = room - min(len(bounds), room)
         bounds = self._bounds(prompt)[-left:] if left else []
         prompt = prompt[bounds[0][0] :] if bounds else ""
-        return self.tokenizer(prompt, response, truncation=True, max_length=self.max_tokens)
+        return self._inputs(prompt, response)
+
+    def _inputs(self, *texts: str) -> dict[str, list[int]]:
+        """Texts in the tokenizer's template, of which alone special tokens are."""
+        found = self.tokenizer(
+            *texts, truncation=True, max_length=self.max_tokens, split_special_tokens=True
+        )
+        # A unigram model has special tokens among its pieces, and finds them all the same.
+        kept = [
+            part is None or token not in self._special
+            for part, token in zip(found.sequence_ids(), found["input_ids"], strict=True)
+        ]
+        return {name: list(compress(values, kept)) for name, values in found.items()}
 
     def _bounds(self, text: str) -> list[tuple[int, int]]:
         """Where each token begins and ends in a text."""
         return self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            split_special_tokens=True,
+            verbose=False,
         )["offset_mapping"]
 
     @torch.no_grad()
