@@ -441,6 +441,8 @@ rule evaluate_responses:
         labels=flags(section(CONFIG.dialogue.emotions, AnnotateSettings), prefix="labels."),
         settings=flags(CONFIG.dialogue.evaluation),
         lengths=RESPONSE_LENGTHS,
+        # Every training answers with the same random numbers, so that they differ by what they learned.
+        seed=CONFIG.seed,
         code=code_digest("shielded_recrl.dialogue.evaluate"),
     message:
         "Compare supervised, best-of-N and RL responses, seed {wildcards.seed}"
@@ -450,7 +452,7 @@ rule evaluate_responses:
         "--base {params.base} --supervised {input.supervised} --reward-critic {input.critic} "
         "--critic-report {input.critic_report} --run {params.run} "
         "--scratch results/scratch/dialogue/evaluate/seed-{wildcards.seed} {params.model} "
-        "--seed {wildcards.seed} {params.lengths} {params.labels} {params.settings} 2>&1 | tee {log}"
+        "--seed {params.seed} {params.lengths} {params.labels} {params.settings} 2>&1 | tee {log}"
 
 
 rule report_dialogue:

@@ -11,7 +11,7 @@ from shielded_recrl.dialogue.critique.model import Critic, context_text, new_enc
 from shielded_recrl.dialogue.critique.training import held_back
 from shielded_recrl.dialogue.judges.base import HEADS
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import read_json
+from shielded_recrl.files import read_json, sha256
 from tiny_judged import KINDS, SMALL, SPOILT, spoil_test, write_judged
 
 CONTEXT = (Turn("seeker", "Hi! Any film like <movie> please?", (1,)),)
@@ -46,9 +46,9 @@ def test_the_report_tells_what_was_learned(trained):
         assert row["mse"] < row["mse_mean"]
         assert 0 < row["gain"]["low"] <= row["gain"]["mean"] <= row["gain"]["high"]
         assert row["gain"]["mean"] == pytest.approx(row["mse_mean"] - row["mse"])
-    assert set(report["corruptions"]) == {"cut", "empty"}
+    assert set(report["corruptions"]) == {"cut"}
     assert all(row["share"]["low"] > 0.5 for row in report["corruptions"].values())
-    assert report["corruptions"]["empty"]["pairs"] == report["dialogues"]["valid"] * 2
+    assert report["corruptions"]["cut"]["pairs"] == report["dialogues"]["valid"] * 2
     assert report["dialogues"] == {"taught": 71, "stop": 13, "valid": 12}
     assert report["rows"] == {
         name: count * 2 * len(KINDS) for name, count in report["dialogues"].items()
@@ -57,6 +57,7 @@ def test_the_report_tells_what_was_learned(trained):
         report["training"][report["epoch"] - 1]["stop_loss"]
     )
     assert report["learned_from"] == ["rules"]
+    assert report["model"] == sha256(trained / "critic")
 
 
 def test_the_encoder_is_trained_and_not_the_heads_alone(trained):

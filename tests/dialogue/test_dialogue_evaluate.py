@@ -65,28 +65,30 @@ def a_run(world: TinyPolicy, folder: Path, by: float) -> Path:
     save_policy(model, world.base, world.supervised, folder / "adapter")
     tables = world.tables
     recall = served(tables.recommendations, Dialogues.load(tables.data), RESAMPLES, seed=5)
+    inputs = tables.inputs(world.base, PROMPT, response_tokens=TOKENS)
     read = {
-        **tables.inputs(world.base, PROMPT).files(),
+        **inputs.files(),
         "supervised": world.supervised,
         "critic": world.critic,
     }
     write_json(
         folder / "summary.json",
         {
-            "samples": 90,
+            **{"seed": 9, "steps": 3, "samples": 90, "settings_sha256": "s"},
+            "form": inputs.form(),
             "inputs": {name: sha256(path) for name, path in read.items()},
             "recall": {"before": recall, "after": recall},
         },
     )
+    write_jsonl(folder / "train.jsonl", [{"step": 1}])
     return folder
 
 
 def evaluated(world: TinyPolicy, run: Path, settings=SETTINGS, taught=("rules",)):
     """Run the command; answers of language models and the critic's report lie beside the run."""
     report = run.parent / f"{run.name}-critic.json"
-    write_json(
-        report, {"learned_from": taught, "heads": {}, "corruptions": {}, "dialogues": {"valid": 1}}
-    )
+    about = {"learned_from": taught, "heads": {}, "corruptions": {}, "dialogues": {"valid": 1}}
+    write_json(report, about | {"model": sha256(world.critic)})
     words = (
         f"evaluate {world.flags} --run {run} --critic-report {report} "
         f"--scratch {run.parent / 'scratch'} --labels.source lexicon {flags(settings)}"
@@ -105,7 +107,7 @@ def run(world, tmp_path_factory) -> Path:
 
 def test_the_files_and_keys_of_an_evaluation(run):
     assert sorted(path.name for path in run.iterdir()) == [
-        *("adapter", "evaluation.json", "responses.jsonl", "summary.json")
+        *("adapter", "evaluation.json", "responses.jsonl", "summary.json", "train.jsonl")
     ]
     got = read_json(run / "evaluation.json")
     assert got["systems"].keys() == {*SYSTEMS, GOLD}
@@ -128,6 +130,10 @@ def test_the_files_and_keys_of_an_evaluation(run):
         name: {"taught": name == "rules", "unanswered": dict.fromkeys((GOLD, *SYSTEMS), 0)}
         for name in ("rules", "unseen")
     }
+    assert got["seed"] == 9
+    assert got["sampling_seed"] == 5
+    assert got["training"] == {"settings_sha256": "s", "steps": 3, "samples": 90}
+    assert got["files"] == {name: sha256(run / name) for name in ("responses.jsonl", "train.jsonl")}
     assert got["distance"]["norm"] > 0
     assert got["kl"]["rl"]["per_token"]["low"] > 0
     assert got["kl"]["best_of_n"]["per_response_at_most"] == pytest.approx(math.log(3) - 2 / 3)
@@ -252,12 +258,31 @@ def test_what_the_policy_was_not_trained_with_is_refused(world, tmp_path, name):
     assert not (run / "evaluation.json").exists()
 
 
+def test_lengths_of_another_training_are_refused(world, tmp_path):
+    run = a_run(world, tmp_path / "run", 0.3)
+    summary = read_json(run / "summary.json")
+    summary["form"]["prompt_tokens"] += 1
+    write_json(run / "summary.json", summary)
+    done = evaluated(world, run)
+    assert done.returncode == 1
+    assert f"--prompt-tokens: 64, but {run} was trained with 65" in done.stderr
+
+
+def test_the_report_of_another_critic_is_refused(world, tmp_path):
+    write_json(
+        tmp_path / "report.json",
+        {"learned_from": ["rules"], "heads": {}, "corruptions": {}, "model": "0" * 64},
+    )
+    with pytest.raises(UserError, match=r"report\.json: the report of another critic"):
+        evaluate.teachers(tmp_path / "report.json", world.critic)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (None, "no such file; run `python -m shielded_recrl.dialogue train`"),
-        ('{"samples": 90, "recall": {}}', "no inputs; run"),
-        ("[]", "no inputs; run"),
+        ('{"seed": 1, "samples": 90, "recall": {}}', "no inputs; run"),
+        ("[]", "no seed; run"),
         ("{", "summary.json"),
     ],
 )

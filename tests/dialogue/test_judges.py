@@ -98,7 +98,7 @@ def test_nothing_has_nothing(judges, held_out, name, text):
 @given(st.text(st.sampled_from("aeIi <movie>?!.,'\n19(é王")), st.integers(0, 3))
 def test_scores_are_bounded_whatever_is_said(text, shown):
     for judge in (Rules(["The Heat (1995)"]), _small_unseen()):
-        found = judge(Case([SEEKER], text, TITLES[:shown], HELPFUL))
+        found = judge(Case([SEEKER], text, TITLES[:shown]))
         assert tuple(found) == HEADS
         assert all(0 <= score <= 1 for score in found.values())
 
@@ -278,15 +278,6 @@ def test_moods():
     assert lexicon.mood("") == "greeting"
     assert lexicon.mood("It was awful and boring") == "negative"
     assert set(lexicon.REACTIONS) >= set(lexicon.EMOTIONS)
-
-
-def test_the_gold_response_is_evidence_of_the_unseen_judge_alone(judges, held_out):
-    request = max(held_out, key=lambda one: len(one.gold))
-    unseen, rules = judges["unseen"], judges["rules"]
-    asked = Case(request.context, request.gold, request.recommended)
-    right, wrong = asked._replace(gold=request.gold), asked._replace(gold="Ok")
-    assert unseen(right)["empathy"] > unseen(wrong)["empathy"]
-    assert rules(right) == rules(wrong) == rules(asked)
 
 
 @pytest.mark.parametrize("module", ["critic", "critique.model", "rl.reward", "train"])

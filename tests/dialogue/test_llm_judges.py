@@ -111,6 +111,14 @@ def test_rows_without_an_answer_have_no_score(server, tmp_path, capsys):
         asking(server, tmp_path, "another")
 
 
+def test_marks_alone_hide_no_model_that_never_answers(server, tmp_path):
+    server.reply = lambda body: (200, {}, completion("No."))
+    cases = [*CASES, CASES[0]._replace(text="...")]
+    chosen = LLMJudgeSettings(models=("silent",), url=server.url)
+    with pytest.raises(UserError, match="none of the answers of silent had a grade"):
+        ask_all(cases, chosen, tmp_path / "cache.jsonl", "dialogue.judge")
+
+
 @pytest.mark.parametrize("models", [("rules",), ("Critic",), ("a-b", "a b"), ("--",)])
 def test_models_need_names_of_their_own(server, tmp_path, models):
     with pytest.raises(UserError, match="each needs a name of its own"):

@@ -34,7 +34,7 @@ from shielded_recrl.dialogue.judges.base import HEADS
 from shielded_recrl.dialogue.settings import CriticTrainingSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.explainer.base import default_device
-from shielded_recrl.files import write_json
+from shielded_recrl.files import sha256, write_json
 
 # No critic learns from it, so that it can settle what came of learning.
 UNSEEN = "unseen"
@@ -91,7 +91,7 @@ def main(
         "seed": seed,
     }
     critic.save(out)
-    write_json(report, about)
+    write_json(report, about | {"model": sha256(out)})
     shares = ", ".join(
         f"{kind} {row['share']['mean']:.2f}" for kind, row in about["corruptions"].items()
     )

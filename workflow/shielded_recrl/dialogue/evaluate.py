@@ -9,7 +9,7 @@ Four systems answer each test turn, see `systems`, and are scored by
     rules    the judge that the critic learned from
     unseen   the judge that neither critic nor reward ever saw
     <model>  language models, where some are named; whether one taught the critic, too, is written down
-    text     BLEU, distinct-n, slots, words and emotions, see `response_metrics`
+    text     BLEU, distinct-n, slots, words and emotions, see `response.metrics`
 
 Every number has a 95% bootstrap interval in which whole dialogues are drawn, and every comparison is
 paired: the same turns, the same dialogues. Nothing here decides whether a result is good enough.
@@ -87,8 +87,8 @@ def main(
         emotion_model: folder of the emotion classifier; not read where a list of words labels.
     """
     read = {**inputs.files(), "supervised": supervised, "critic": reward_critic}
-    summary = trained(run, read)
-    taught = load_critic(critic_report)["learned_from"]
+    summary = trained(run, read, inputs.form())
+    taught = teachers(critic_report, reward_critic)
     panel.check(settings)
     prompts, seed = inputs.prompts(), inputs.seed
     test = prompts.dialogues.split("test")
@@ -133,10 +133,13 @@ def main(
     }
     compared = report(requests, answers, prompts.recommended, wanted, settings.bootstrap, seed)
     now = served(inputs.recommendations, prompts.dialogues, settings.bootstrap, seed)
+    # Last comes the file that says which others belong to it.
+    write_jsonl(run / "responses.jsonl", rows(prompts, requests, answers))
     write_json(
         run / "evaluation.json",
         {
-            "seed": seed,
+            "seed": summary["seed"],
+            "sampling_seed": seed,
             "synthetic": read_json(inputs.data / "stats.json")["synthetic"],
             "turns": len(requests),
             "dialogues": len({request.dialogue for request in requests}),
@@ -149,9 +152,10 @@ def main(
             "distance": moved,
             "recommendations": statement(summary["recall"]["before"], now, inputs.recommendations),
             "inputs": {**summary["inputs"], "adapter": sha256(run / "adapter")},
+            "training": {name: summary[name] for name in ("settings_sha256", "steps", "samples")},
+            "files": {name: sha256(run / name) for name in ("responses.jsonl", "train.jsonl")},
         },
     )
-    write_jsonl(run / "responses.jsonl", rows(prompts, requests, answers))
     found = compared["comparisons"][pair_name(RL, SUPERVISED)]["scores"]
     print(
         f"{run}: {len(requests)} turns; overall of RL less supervised: "
@@ -163,13 +167,33 @@ def main(
     )
 
 
-def trained(run: Path, read: Mapping[str, Path]) -> dict[str, Any]:
-    """summary.json of a run, once it is known that these are the files it was trained with.
+def teachers(critic_report: Path, reward_critic: Path) -> list[str]:
+    """The judges that taught a critic.
 
     Raises:
-        UserError: it is missing or damaged, or one of the files is another.
+        UserError: the report is missing or damaged, or that of another critic.
+    """
+    found = load_critic(critic_report)
+    if found["model"] != sha256(reward_critic):
+        raise UserError(
+            f"{critic_report}: the report of another critic than {reward_critic}; give its own"
+        )
+    return found["learned_from"]
+
+
+def trained(run: Path, read: Mapping[str, Path], form: Mapping[str, Any]) -> dict[str, Any]:
+    """summary.json of a run, once it is known that this is what it was trained with.
+
+    Raises:
+        UserError: it is missing or damaged, or a file or a length is another.
     """
     summary = load_summary(run)
+    for name, value in form.items():
+        if summary["form"].get(name) != value:
+            raise UserError(
+                f"--{name.replace('_', '-')}: {value}, but {run} was trained with "
+                f"{summary['form'].get(name)}; evaluate with the same"
+            )
     for name, file in read.items():
         if summary["inputs"].get(name) != sha256(file):
             raise UserError(

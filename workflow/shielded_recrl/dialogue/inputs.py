@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -43,6 +43,13 @@ class ResponseInputs:
         return ResponsePrompts.load(
             self.data, self.emotion, self.recommendations, self.base, self.prompt
         )
+
+    def form(self) -> dict[str, Any]:
+        """How responses are asked for and written, whatever they are written from."""
+        return {
+            **self.prompt.model_dump(),
+            **{"precision": self.precision, "response_tokens": self.response_tokens},
+        }
 
     def files(self) -> dict[str, Path]:
         """Every file and folder that is read, by name."""

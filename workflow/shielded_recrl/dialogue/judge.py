@@ -39,7 +39,8 @@ from shielded_recrl.dialogue.response.prompts import ResponsePrompts, ResponseRe
 from shielded_recrl.dialogue.settings import JudgeSettings
 from shielded_recrl.errors import UserError
 
-# Of the seeds of sampling, one for each split.
+# Of the seed of sampling; `evaluate` has another.
+STREAM = 1
 SPLITS = ("train", "valid")
 CACHE = "answers.jsonl"
 FOREIGN = "foreign"
@@ -136,12 +137,10 @@ def sample(
             model,
             prompts.tokenizer,
             [prompts.ids(request) for request in requests],
-            uniform_numbers(
-                [inputs.seed, SPLITS.index(split)], len(requests), inputs.response_tokens
-            ),
+            uniform_numbers([inputs.seed, STREAM, place], len(requests), inputs.response_tokens),
             SamplingSettings(temperature=temperature, top_p=1.0),
         )
-        for split, requests in chosen.items()
+        for place, (split, requests) in enumerate(chosen.items(), start=1)
     }
 
 

@@ -126,6 +126,8 @@ def main(
         save_policy(model, inputs.base, supervised, out / "adapter")
         return {
             "inputs": digests,
+            "form": inputs.form(),
+            "settings_sha256": fingerprint({"settings": settings.model_dump(), **inputs.form()}),
             "recall": {"before": before, "after": after},
             "train_turns": len(asked.requests),
             "samples": trainer.step * trainer.batch,
@@ -143,8 +145,8 @@ def main(
             {
                 "code": code_digest("shielded_recrl.dialogue.train"),
                 "inputs": digests,
-                "settings": [inputs.prompt.model_dump(), settings.model_dump()],
-                "run": [inputs.precision, inputs.response_tokens, seed],
+                "settings": [inputs.form(), settings.model_dump()],
+                "seed": seed,
                 "machine": [ranks.world, device.type],
             }
         ),

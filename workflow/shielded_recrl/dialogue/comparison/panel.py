@@ -32,7 +32,7 @@ def embedded(
     requests: Sequence[ResponseRequest],
     texts: Mapping[str, Sequence[str]],
 ) -> PanelScores:
-    """Scores by judges in this process; the gold response is compared with, but not with itself."""
+    """Scores by judges in this process. None is told what the person answered."""
     found: PanelScores = {
         system: {name: np.zeros((len(said), len(HEADS))) for name in judges}
         for system, said in texts.items()
@@ -41,7 +41,7 @@ def embedded(
         both = list(zip(requests, said, strict=True))
         shown = tqdm(both, desc=system, unit="response", disable=not sys.stderr.isatty())
         for row, (request, text) in enumerate(shown):
-            case = _case(request, text)._replace(gold=None if system == GOLD else request.gold)
+            case = _case(request, text)
             for name, judge in judges.items():
                 scores = judge(case)
                 found[system][name][row] = [scores[head] for head in HEADS]
@@ -66,7 +66,7 @@ def asked(
     requests: Sequence[ResponseRequest],
     texts: Mapping[str, Sequence[str]],
 ) -> PanelScores:
-    """Scores by language models; none where no model is named. None is shown the gold response.
+    """Scores by language models; none where no model is named.
 
     Args:
         settings: the models, their address and patience.

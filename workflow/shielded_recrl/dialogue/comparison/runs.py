@@ -126,7 +126,7 @@ def load_critic(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or damaged, or not of this kind.
     """
-    return _with(path, ("heads", "corruptions", "learned_from"), "critic")
+    return _with(path, ("heads", "corruptions", "learned_from", "model"), "critic")
 
 
 def load_summary(run: Path) -> dict[str, Any]:
@@ -135,7 +135,11 @@ def load_summary(run: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or damaged, or not of this kind.
     """
-    return _with(run / "summary.json", ("inputs", "recall", "samples"), "train")
+    return _with(
+        run / "summary.json",
+        ("seed", "inputs", "form", "recall", "samples", "settings_sha256"),
+        "train",
+    )
 
 
 def load_recommender(path: Path) -> dict[str, Any]:

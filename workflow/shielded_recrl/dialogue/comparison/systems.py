@@ -29,6 +29,8 @@ from shielded_recrl.rl.rollout import Rollout, TransformersEngine, decode, respo
 
 # Responses in one pass that measures the KL.
 BATCH = 64
+# Of the seed of sampling; `judge` has another.
+STREAM = 2
 
 
 class Sampled(NamedTuple):
@@ -71,7 +73,9 @@ def respond(
         seed: equal seeds give equal random numbers.
     """
     count = len(prompts)
-    uniforms = [uniform_numbers([seed, k], count, response_tokens) for k in range(samples)]
+    uniforms = [
+        uniform_numbers([seed, STREAM, k], count, response_tokens) for k in range(1, samples + 1)
+    ]
     asked = [list(prompt) for prompt in prompts] * samples
     with nullcontext() if adapter else model.disable_adapter():
         rollout = TransformersEngine(tokenizer)(

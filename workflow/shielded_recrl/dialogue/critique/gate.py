@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from shielded_recrl.dialogue.critique.judged import CORRUPTED, GOLD
+from shielded_recrl.dialogue.critique.judged import CORRUPTED, EMPTY, GOLD
 from shielded_recrl.dialogue.judges.base import HEADS
 from shielded_recrl.errors import UserError
 from shielded_recrl.statistics import paired_bootstrap
@@ -61,7 +61,12 @@ def report_of_critic(
             "mse_mean": float(of_mean[plain].mean()),
             "gain": gain._asdict(),
         }
-    faults = [kind for kind in dict.fromkeys(table["kind"]) if kind.startswith(CORRUPTED)]
+    # An empty response is worth 0 to every critic, so nothing is to be learned of it.
+    faults = [
+        kind
+        for kind in dict.fromkeys(table["kind"])
+        if kind.startswith(CORRUPTED) and kind != EMPTY
+    ]
     return {
         "heads": heads,
         "corruptions": {

@@ -23,6 +23,7 @@ from shielded_recrl.parquet import read_parquet, read_schema
 
 MADE_BY = "python -m shielded_recrl.dialogue judge"
 GOLD, SAMPLED, CORRUPTED = "gold", "sampled", "corrupted:"
+EMPTY = f"{CORRUPTED}empty"
 KEYS = {
     "dialogue": pl.Int32,
     "turn": pl.Int16,

@@ -33,13 +33,11 @@ class Case(NamedTuple):
         context: the turns before, oldest first.
         text: the recommender's turn, `<movie>` for a film.
         titles: of the recommended films; the k-th `<movie>` stands for the k-th.
-        gold: what a person answered, for judges that compare with it.
     """
 
     context: Sequence[Turn]
     text: str
     titles: Sequence[str] = ()
-    gold: str | None = None
 
 
 # A number in [0, 1] for each of `HEADS`.

@@ -70,15 +70,20 @@ class Asked:
         self.model, self._ask, self.max_tokens = model, ask, max_tokens
 
     def __call__(self, case: Case) -> Scores:
-        """Score a response; the gold response is not shown.
+        """Score a response.
 
         Raises:
             Unanswered: the answer is not one grade for each head.
         """
-        said = read(case.text)
-        if not said.words and not said.slots:
+        if says_nothing(case):
             return nothing()
         return grades(self._ask(request(self.model, case, self.max_tokens)))
+
+
+def says_nothing(case: Case) -> bool:
+    """Whether a response has neither a word nor a film, so that nobody is asked what it is worth."""
+    said = read(case.text)
+    return not said.words and not said.slots
 
 
 def grades(words: str | None) -> Scores:
@@ -170,7 +175,7 @@ def ask_all(
                 for case in tqdm(cases, desc=name, disable=not sys.stderr.isatty())
             ]
             invalid = sum(one["overall"] is None for one in found)
-            if invalid == sum(bool(case.text.strip()) for case in cases):
+            if invalid == sum(not says_nothing(case) for case in cases):
                 raise UserError(
                     f"{url}: none of the answers of {model} had a grade of {LOWEST} to {HIGHEST} "
                     f"for each of {', '.join(HEADS)}; check {section}.models, look into "

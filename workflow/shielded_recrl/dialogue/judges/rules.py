@@ -14,7 +14,7 @@ for it and is multiplied by how sound the text is, so that no head can be had by
     of measure  up to 60 words; beyond, the longer the less
     for a slot  films stand in slots: a title or a year written out is no recommendation
 
-In: a `base.Case`, whose gold response is not read. Out: scores of five heads.
+In: a `base.Case`. Out: scores of five heads.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ the scale of. Of a response it asks
                responses with Witten and Bell's (1991) smoothing
     new        by how much zlib's account of the dialogue grows with it: repeating oneself or the
                other costs no bytes
-    answering  how near its words are to what was answered to the seekers' turns most like this one;
-               where the gold response is given, also the words they share (F1)
+    answering  how near its words are to what was answered to the seekers' turns most like this one
     telling    how much its words tell (-log2 of the share of responses that have them)
-    moving     how much seekers write after responses of such words, by ridge regression
+    moving     how much seekers write after responses of such words, where they write again, by ridge
+               regression
 
 and gives the share of people's responses that have less: 0.5 is ordinary. Last it asks
 
@@ -91,7 +91,6 @@ class Unseen:
         having = Counter(word for one in counted for word in set(read(one.text).words))
         self._bits = {word: math.log2((len(counted) + 1) / n) for word, n in having.items()}
         self._most_bits = math.log2(len(counted) + 1)
-        self._common = {word for word, n in having.items() if n > 0.05 * len(counted)}
         went_on = [one for one in counted if one.next_words is not None]
         self._moves = word_effects(
             [set(read(one.text).words) for one in went_on],
@@ -140,8 +139,6 @@ class Unseen:
             for name, enough in ENOUGH.items()
         )
         answering = self._place("answering", measures["answering"])
-        if case.gold is not None:
-            answering = (answering + self._shared(case.text, case.gold)) / 2
         # A long text has to tell more than a short one, and a short one as much as others.
         telling = min(
             self._place(name, measures["telling"]) for name in ("telling", f"telling {number}")
@@ -186,14 +183,6 @@ class Unseen:
             return 0.0
         below = np.searchsorted(values, value, "left") + np.searchsorted(values, value, "right")
         return float(below / 2 / len(values))
-
-    def _shared(self, response: str, gold: str) -> float:
-        """F1 of the words of two responses, common words only where the gold has no other."""
-        ours, theirs = set(read(response).words), set(read(gold).words)
-        if theirs - self._common:
-            ours, theirs = ours - self._common, theirs - self._common
-        both = len(ours & theirs)
-        return 2 * both / (len(ours) + len(theirs)) if both else 0.0
 
 
 def answers(dialogue: Dialogue) -> list[Answered]:
