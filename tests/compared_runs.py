@@ -7,7 +7,7 @@ from pathlib import Path
 from shielded_recrl.dialogue.comparison.contestants import PAIRS, pair_name
 from shielded_recrl.dialogue.comparison.text import SHOWN
 from shielded_recrl.dialogue.judges.base import HEADS
-from shielded_recrl.files import write_json, write_jsonl
+from shielded_recrl.files import sha256, write_json, write_jsonl
 
 METRICS = (
     *(f"{form}bleu_{n}" for form in ("", "ecr_") for n in range(1, 5)),
@@ -18,7 +18,7 @@ TRAINED = (
     *("step", "reward", "reward_critic", "reward_format", "reward_support"),
     *("reward_repetition", "reward_copying", "kl", "entropy", "words", "ended"),
 )
-FAULTS = ("foreign", "shuffled", "repeated", "cut", "titles", "empty")
+FAULTS = ("foreign", "shuffled", "repeated", "cut", "titles")
 RECOMMENDERS = ("recommender", "stage1", "cooccurrence", "popularity", "copy")
 
 
@@ -40,6 +40,7 @@ def evaluation(critic: float = 0.05, unseen: float = 0.0, seed: int = 1) -> dict
     nobody = dict.fromkeys(SHOWN, 0)
     return {
         "seed": seed,
+        "sampling_seed": 42,
         "synthetic": True,
         "turns": 3,
         "dialogues": 2,
@@ -63,7 +64,8 @@ def evaluation(critic: float = 0.05, unseen: float = 0.0, seed: int = 1) -> dict
         },
         "distance": {"norm": 1.25, "relative": 0.05, "layers": 21, "moved": 21},
         "recommendations": {"before": recalls, "after": dict(recalls), "equal": True},
-        "inputs": {"supervised": "s", "critic": "c", "adapter": str(seed)},
+        "inputs": {"base": "b", "supervised": "s", "critic": "c", "adapter": str(seed)},
+        "training": {"settings_sha256": "t", "steps": 7, "samples": 600},
     }
 
 
@@ -103,10 +105,16 @@ def steps(count: int = 7) -> list[dict]:
 
 def write_run(folder: Path, about: dict, rows: list[dict]) -> Path:
     """What `train` and `evaluate` leave of a run, as far as pages read it."""
-    write_json(folder / "evaluation.json", about)
     write_jsonl(folder / "responses.jsonl", rows)
     write_jsonl(folder / "train.jsonl", steps())
+    write_evaluation(folder, about)
     return folder
+
+
+def write_evaluation(folder: Path, about: dict) -> None:
+    """evaluation.json of the responses and the log that lie there."""
+    files = {name: sha256(folder / name) for name in ("responses.jsonl", "train.jsonl")}
+    write_json(folder / "evaluation.json", about | {"files": files})
 
 
 def critic_report() -> dict:
@@ -120,6 +128,7 @@ def critic_report() -> dict:
             for place, fault in enumerate(FAULTS)
         },
         "learned_from": ["rules"],
+        "model": "c",
     }
 
 

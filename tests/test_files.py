@@ -160,6 +160,15 @@ def test_json_round_trip(value, tmp_path_factory):
     assert read_json(path) == value
 
 
+def test_a_folder_is_the_same_once_snakemake_has_marked_it(tmp_path):
+    write_json(tmp_path / "a", {"x": 1})
+    digest = sha256(tmp_path)
+    (tmp_path / ".snakemake_timestamp").touch()
+    assert sha256(tmp_path) == digest
+    write_json(tmp_path / "b", {"x": 1})
+    assert sha256(tmp_path) != digest
+
+
 def test_json_of_equal_values_is_equal_bytes(tmp_path):
     write_json(tmp_path / "a", {"x": 1, "y": 2})
     write_json(tmp_path / "b", {"y": 2, "x": 1})

@@ -20,6 +20,7 @@ from compared_runs import (
     new_films,
     steps,
     with_model,
+    write_evaluation,
     write_run,
     write_stages,
 )
@@ -30,7 +31,13 @@ from shielded_recrl.dialogue.comparison.finding import (
     table_header,
     table_rows,
 )
-from shielded_recrl.dialogue.comparison.runs import Run, load_critic, load_run, load_study
+from shielded_recrl.dialogue.comparison.runs import (
+    Run,
+    load_critic,
+    load_responses,
+    load_run,
+    load_study,
+)
 from shielded_recrl.dialogue.comparison.side_by_side import (
     answered as answered_turns,
 )
@@ -57,7 +64,7 @@ from shielded_recrl.dialogue.comparison.text import (
     way,
 )
 from shielded_recrl.dialogue.judges.base import HEADS
-from shielded_recrl.dialogue.report import Parts, findings
+from shielded_recrl.dialogue.report import READING, Parts, findings
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import write_json
 
@@ -94,11 +101,20 @@ def written(tmp_path_factory) -> Path:
     return write(three(folder), folder, "--dialogues", 3)
 
 
-def made(*unseen: float, critic: float = 0.05) -> list[Run]:
+def made(*unseen: float, critic: float | tuple[float, ...] = 0.05) -> list[Run]:
+    rewards = critic if isinstance(critic, tuple) else (critic,) * len(unseen)
     return [
-        Run(Path(str(seed)), evaluation(critic, value, seed), steps())
-        for seed, value in enumerate(unseen)
+        Run(Path(str(seed)), evaluation(reward, value, seed), steps())
+        for seed, (reward, value) in enumerate(zip(rewards, unseen, strict=True))
     ]
+
+
+def inputs(**other: str) -> dict:
+    return {"inputs": evaluation(seed=1)["inputs"] | other}
+
+
+def training(**other: str | int) -> dict:
+    return {"training": evaluation(seed=1)["training"] | other}
 
 
 def write(runs: list[Path], folder: Path, *words: object) -> Path:
@@ -125,8 +141,9 @@ class TestOneRun:
             (0.05, 0.05, "Both agree"),
             (0.05, -0.05, "reward over-optimisation, and this policy is no improvement"),
             (0.05, 0.0, "not shown to be a gain"),
-            (0.0, 0.05, "RL did not raise the score that it was trained on"),
-            (-0.05, -0.05, "RL did not raise the score that it was trained on"),
+            (0.005, 0.05, "not shown to have raised the score that it was trained on; a gain"),
+            (0.0, 0.0, "not shown to have raised the score that it was trained on, nor"),
+            (-0.05, -0.05, "not shown to have raised the score that it was trained on; a loss"),
         ],
     )
     def test_verdict_says_what_the_intervals_say(self, critic, unseen, said):
@@ -170,13 +187,6 @@ class TestOneRun:
         assert "recall@1 0.040 [0.030, 0.050]" in said
         assert "recall@10 0.200" in said
         assert "9 films" in said
-
-    def test_statement_does_not_hide_a_change(self):
-        about = copy.deepcopy(evaluation())
-        about["recommendations"]["equal"] = False
-        about["recommendations"]["after"]["recall@10"] = interval(0.1)
-        assert "is NOT the same" in statement(about)
-        assert "recall@10 0.200 [0.190, 0.210], then 0.100 [0.090, 0.110]" in statement(about)
 
     def test_tables_are_whole(self):
         about = evaluation()
@@ -224,15 +234,40 @@ class TestSeveralRuns:
     @pytest.mark.parametrize(
         ("unseen", "critic", "said"),
         [
-            ((0.05, 0.05), 0.05, "grants a gain every time"),
-            ((0.05, 0.0), 0.05, "grants a gain in 1 of 2: it hangs on the training"),
-            ((0.05, -0.05), 0.05, "a loss in 1 of 2, which is reward over-optimisation"),
-            ((0.0, 0.0), 0.05, "is not shown in any"),
-            ((0.05, 0.05), 0.0, "trained on in 0 of 2"),
+            (
+                (0.05, 0.05),
+                0.05,
+                ["in 2 of 2", "Where it is, {judge} a gain in 2 of 2, a loss in none."],
+            ),
+            ((0.05, 0.0), 0.05, ["Where it is, {judge} a gain in 1 of 2, a loss in none."]),
+            (
+                (0.05, -0.05),
+                0.05,
+                ["Where it is, {judge} a gain in 1 of 2, a loss in 1, reward over-optimisation."],
+            ),
+            (
+                (-0.1, -0.1, 0.05),
+                (0.05, 0.05, 0.005),
+                [
+                    "is shown to have raised the score that it was trained on in 2 of 3",
+                    "Where it is, {judge} a gain in none of 2, a loss in 2, reward over-optimisation.",
+                    "Where it is not shown to have, {judge} a gain in 1 of 1, a loss in none.",
+                ],
+            ),
+            (
+                (0.05, -0.05),
+                0.0,
+                ["in none of 2", "not shown to have, {judge} a gain in 1 of 2, a loss in 1."],
+            ),
         ],
     )
-    def test_what_it_means_hangs_on_all_trainings(self, unseen, critic, said):
-        assert said in meaning(made(*unseen, critic=critic))
+    def test_what_it_means_counts_all_trainings(self, unseen, critic, said):
+        found = meaning(made(*unseen, critic=critic))
+        for part in said:
+            assert part.format(judge="the judge that never saw it finds") in found
+        assert ("Where it is," in found) == (critic != 0.0)
+        assert ("not shown to have" in found) == (critic != 0.05)
+        assert ("over-optimisation" in found) == any("over-optimisation" in part for part in said)
 
     def test_points_and_tables_have_every_judge_and_training(self):
         runs = [
@@ -260,27 +295,51 @@ class TestSeveralRuns:
             runs[0].evaluation["synthetic"] = synthetic
             assert any(said in line for line in findings(Parts(runs, [], {}, {})))
 
+    def test_reading_says_what_settles_it_and_what_a_gain_may_be(self):
+        said = " ".join(READING.split())
+        assert "goes by what people said in the train dialogues" in said
+        assert "is not told what the person answered" in said
+        assert "may be that clean-up alone" in said
+
     def test_runs_come_by_seed(self, study):
         assert [run.seed for run in load_study(study)] == [1, 2, 3]
 
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ({"inputs": {"supervised": "s", "critic": "other"}}, "inputs.critic is not that of"),
+            (inputs(critic="other"), "inputs.critic is not that of"),
+            (inputs(base="other"), "inputs.base is not that of"),
+            (inputs(emotions="more"), "inputs.emotions is not that of"),
+            (training(settings_sha256="u"), "training.settings_sha256 is not that of"),
+            (training(steps=8), "training.steps is not that of"),
+            (training(samples=601), "training.samples is not that of"),
+            ({"sampling_seed": 43}, "sampling_seed is not that of"),
             ({"turns": 4}, "turns is not that of"),
             ({"seed": 2}, "seed 2 is there twice"),
         ],
     )
     def test_runs_of_two_studies_are_refused(self, study, change, said):
-        write_json(study[1] / "evaluation.json", evaluation(seed=1) | change)
+        write_evaluation(study[1], evaluation(seed=1) | change)
         with pytest.raises(UserError, match=said):
             load_study(study)
 
     def test_runs_of_other_judges_are_refused(self, study):
-        about = with_model(evaluation(seed=1), "llama")
-        write_json(study[1] / "evaluation.json", about)
+        write_evaluation(study[1], with_model(evaluation(seed=1), "llama"))
         with pytest.raises(UserError, match="evaluate both by the same judges"):
             load_study(study)
+
+    @pytest.mark.parametrize(
+        ("name", "load", "writer"),
+        [("train.jsonl", load_run, "training"), ("responses.jsonl", load_responses, "evaluation")],
+    )
+    def test_files_of_another_evaluation_are_refused(self, run, name, load, writer):
+        load(run)
+        path = run / name
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+        with pytest.raises(
+            UserError, match=f"{name}: written by another {writer}; run evaluate again"
+        ):
+            load(run)
 
 
 class TestSamples:

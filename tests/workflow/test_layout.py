@@ -142,20 +142,11 @@ class TestDialogues:
         assert plan.rules == once | {"train_responses": 3, "evaluate_responses": 3}
 
     def test_published_files_and_models_are_fetched(self, untouched):
-        changes = {
-            "dialogue": {
-                "data": {"source": "download"},
-                "emotions": {"goemotions": "download"},
-                "response": {"base": "org/lm", "revision": "0" * 40},
-                "critic": {"encoder": "org/encoder", "encoder_revision": "1" * 40},
-                "seeds": [1, 2],
-            }
-        }
-        plan = untouched.plan(self.WHOLE, changes=changes)
+        plan = untouched.plan(self.WHOLE, config="config/full.yaml")
         assert {rule: plan.rules[rule] for rule in ("download", "fetch", "train_responses")} == {
             "download": 4,
             "fetch": 2,
-            "train_responses": 2,
+            "train_responses": 3,
         }
         assert {"make_dialogues", "pretrain_dialogue"}.isdisjoint(plan.rules)
 

@@ -300,12 +300,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes, or of the names and bytes of all files below a folder."""
+    """Hex digest of a file's bytes, or of the names and bytes of all files below a folder.
+
+    Hidden files are no content: Snakemake marks a folder with one when its job has ended.
+    """
     path = Path(path)
     if path.is_dir():
         digest = hashlib.sha256()
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\0".encode())
+        names = {file: file.relative_to(path) for file in path.rglob("*") if file.is_file()}
+        for file, name in sorted(names.items()):
+            if not any(part.startswith(".") for part in name.parts):
+                digest.update(f"{name.as_posix()}\0{sha256(file)}\0".encode())
         return digest.hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

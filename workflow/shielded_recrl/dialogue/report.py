@@ -68,9 +68,10 @@ the critic likes best. `RL` is the LM after PPO with the critic as reward. `pers
 recommender of the dialogue said. All answer the same test turns, on which no model was trained.
 
 The critic was the reward, and it learned from judges: both favour what was trained on them. `unseen`
-goes by other evidence, what the person said above all, and settles the comparison; the person's own
-response it scores without that. `rules` counts the films that a response names; `unseen` asks whether a
-person would have named one there.
+settles the comparison: it goes by what people said in the train dialogues, and is not told what the
+person answered. `rules` counts the films that a response names; `unseen` asks whether a person would have
+named one there. The reward penalises repetition, copying and broken form as well, and `unseen` multiplies
+every head by how natural and how new a text is, so that a gain may be that clean-up alone.
 
 Brackets hold 95% bootstrap intervals in which whole dialogues are drawn, and not trainings. Trainings
 are told one by one, with their mean and the least and the greatest: of so few, an interval would be a

@@ -99,27 +99,22 @@ def meaning(runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         return text.meaning(runs[0].evaluation["comparisons"][pair_name(RL, SUPERVISED)]["scores"])
     critic, unseen = (spread(runs, (RL, SUPERVISED), judge) for judge in (CRITIC, UNSEEN))
-    raised, granted, lost = critic.count("higher"), unseen.count("higher"), unseen.count("lower")
-    all_of_them = len(runs)
-    if raised < all_of_them:
-        return (
-            f"RL raised the score that it was trained on in {raised} of {all_of_them}: where it did "
-            "not, nothing was gained to speak of."
-        )
-    gained = "RL raised the score that it was trained on every time. "
-    if granted == all_of_them:
-        return f"{gained}The judge that never saw it grants a gain every time, too."
-    if lost:
-        return (
-            f"{gained}The judge that never saw it counts that as a loss in {lost} of {all_of_them}, "
-            f"which is reward over-optimisation, and as a gain in {granted}."
-        )
-    if granted:
-        return (
-            f"{gained}The judge that never saw it grants a gain in {granted} of {all_of_them}: it "
-            "hangs on the training, and these are too few to say how often."
-        )
-    return f"{gained}That this is a gain for a judge that never saw it is not shown in any."
+    judged = [
+        (way(reward), way(value))
+        for reward, value in zip(critic.values, unseen.values, strict=True)
+    ]
+    raised = [found for reward, found in judged if reward == "higher"]
+    others = [found for reward, found in judged if reward != "higher"]
+    said = (
+        "RL is shown to have raised the score that it was trained on in "
+        f"{_number(len(raised))} of {len(runs)}."
+    )
+    if raised:
+        blame = ", reward over-optimisation" if "lower" in raised else ""
+        said += f" Where it is, {_found(raised)}{blame}."
+    if others:
+        said += f" Where it is not shown to have, {_found(others)}."
+    return said
 
 
 def points(runs: Sequence[Run]) -> list[str]:
@@ -196,6 +191,11 @@ def _apart(found: Spread) -> str:
         f"by `{UNSEEN}`, {max(found.means) - min(found.means):.3f} from the least to the greatest, "
         f"where the interval of one is {fmean(widths):.3f} wide on average"
     )
+
+
+def _found(ways: Sequence[str]) -> str:
+    gained, lost = (_number(ways.count(where)) for where in ("higher", "lower"))
+    return f"the judge that never saw it finds a gain in {gained} of {len(ways)}, a loss in {lost}"
 
 
 def _number(count: int) -> str:

@@ -12,24 +12,26 @@ from typing import Any, NamedTuple
 
 from shielded_recrl.dialogue.comparison.text import judges
 from shielded_recrl.errors import UserError
-from shielded_recrl.files import read_json, read_jsonl
+from shielded_recrl.files import read_json, read_jsonl, sha256
 
 PARTS = (
     *("systems", "comparisons", "kl", "samples", "distance", "recommendations", "synthetic"),
-    *("inputs", "judges"),
+    *("inputs", "judges", "training", "files", "sampling_seed"),
 )
 ANSWERED = {"dialogue", "turn", "context", "emotions", "recommended", "responses"}
-# What is the same in all runs of a study, by its place in evaluation.json.
+# What is the same in all runs of a study, by its place in evaluation.json; of a part, all but `OWN`.
 SHARED = (
+    ("sampling_seed",),
     ("synthetic",),
     ("turns",),
     ("dialogues",),
     ("temperature",),
     ("samples", "a_turn"),
     ("recommendations", "before", "sha256"),
-    ("inputs", "supervised"),
-    ("inputs", "critic"),
+    ("training",),
+    ("inputs",),
 )
+OWN = "inputs.adapter"
 
 Row = Mapping[str, Any]
 
@@ -62,7 +64,7 @@ def load_run(folder: Path) -> Run:
     """Read a run's evaluation and training log.
 
     Raises:
-        UserError: one is missing or damaged, or not of this kind.
+        UserError: one is missing or damaged, not of this kind, or the log of another training.
     """
     for name in ("evaluation.json", "train.jsonl"):
         if not (folder / name).is_file():
@@ -74,6 +76,7 @@ def load_run(folder: Path) -> Run:
     log = read_jsonl(folder / "train.jsonl")
     if not log:
         raise UserError(f"{folder / 'train.jsonl'}: no step in it; run train again")
+    _check_digest(folder / "train.jsonl", found, "training")
     return Run(folder, found, log)
 
 
@@ -81,17 +84,18 @@ def load_study(folders: Sequence[Path]) -> list[Run]:
     """Runs that differ by their seed alone, in the order of their seeds.
 
     Raises:
-        UserError: there is none, two have one seed, or they do not answer the same.
+        UserError: there is none, two have one seed, or they differ in anything else.
     """
     if not folders:
         raise UserError("--runs: none; name one folder of `evaluate` at least")
     first, *others = runs = [load_run(folder) for folder in folders]
     for run in others:
-        for place in SHARED:
-            if _at(run.evaluation, place) != _at(first.evaluation, place):
+        one, other = _shared(first.evaluation), _shared(run.evaluation)
+        for place in one | other:
+            if place not in one or place not in other or one[place] != other[place]:
                 raise UserError(
-                    f"{run.folder / 'evaluation.json'}: {'.'.join(place)} is not that of "
-                    f"{first.folder}; report runs that differ by their seed alone"
+                    f"{run.folder / 'evaluation.json'}: {place} is not that of {first.folder}; report "
+                    "runs that differ by their seed alone"
                 )
         if run.judges != first.judges:
             raise UserError(
@@ -108,7 +112,7 @@ def load_responses(folder: Path) -> list[Row]:
     """Read responses.jsonl of a run.
 
     Raises:
-        UserError: it is missing or damaged, or not of this kind.
+        UserError: it is missing or damaged, not of this kind, or of another evaluation.
     """
     path = folder / "responses.jsonl"
     if not path.is_file():
@@ -117,6 +121,8 @@ def load_responses(folder: Path) -> list[Row]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or not row.keys() >= ANSWERED:
             raise UserError(f"{path}, line {number}: no answered turn; run evaluate again")
+    found = _with(folder / "evaluation.json", ("files",), "evaluate")
+    _check_digest(path, found, "evaluation")
     return rows
 
 
@@ -137,7 +143,7 @@ def load_summary(run: Path) -> dict[str, Any]:
     """
     return _with(
         run / "summary.json",
-        ("seed", "inputs", "form", "recall", "samples", "settings_sha256"),
+        ("seed", "inputs", "form", "recall", "steps", "samples", "settings_sha256"),
         "train",
     )
 
@@ -162,6 +168,24 @@ def _with(path: Path, parts: Sequence[str], command: str) -> dict[str, Any]:
             f"{path}: no {missing[0]}; run `python -m shielded_recrl.dialogue {command}` again"
         )
     return found
+
+
+def _check_digest(path: Path, evaluation: Mapping[str, Any], writer: str) -> None:
+    """Refuse a file that is not the one that evaluation.json was written beside."""
+    if evaluation["files"].get(path.name) != sha256(path):
+        raise UserError(f"{path}: written by another {writer}; run evaluate again")
+
+
+def _shared(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What is the same in all runs of a study, a row for each key of a part."""
+    found: dict[str, Any] = {}
+    for place in SHARED:
+        name, value = ".".join(place), _at(evaluation, place)
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": one for key, one in value.items()}
+        else:
+            found[name] = value
+    return {name: value for name, value in found.items() if name != OWN}
 
 
 def _at(found: Mapping[str, Any], place: Sequence[str]) -> Any:

