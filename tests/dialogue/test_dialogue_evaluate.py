@@ -64,7 +64,7 @@ def a_run(world: TinyPolicy, folder: Path, by: float) -> Path:
     move(model, by)
     save_policy(model, world.base, world.supervised, folder / "adapter")
     tables = world.tables
-    recall = served(tables.recommendations, Dialogues.load(tables.data), RESAMPLES, seed=5)
+    recall = served(tables.recommendations, Dialogues.load(tables.data), RESAMPLES)
     inputs = tables.inputs(world.base, PROMPT, response_tokens=TOKENS)
     read = {
         **inputs.files(),

@@ -132,7 +132,7 @@ def main(
         for name, said in texts.items()
     }
     compared = report(requests, answers, prompts.recommended, wanted, settings.bootstrap, seed)
-    now = served(inputs.recommendations, prompts.dialogues, settings.bootstrap, seed)
+    now = served(inputs.recommendations, prompts.dialogues, settings.bootstrap)
     # Last comes the file that says which others belong to it.
     write_jsonl(run / "responses.jsonl", rows(prompts, requests, answers))
     write_json(

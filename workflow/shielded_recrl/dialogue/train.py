@@ -104,7 +104,7 @@ def main(
     frozen = digest(judge.learned.model)
     read = {**inputs.files(), "supervised": supervised, "critic": reward_critic}
     digests = {name: sha256(path) for name, path in read.items()}
-    before = served(inputs.recommendations, prompts.dialogues, RESAMPLES, seed)
+    before = served(inputs.recommendations, prompts.dialogues, RESAMPLES)
     trainer = PPO(
         model,
         prompts.tokenizer,
@@ -226,7 +226,7 @@ def served_again(
     Raises:
         UserError: they are not what they were before.
     """
-    after = served(inputs.recommendations, dialogues, RESAMPLES, inputs.seed)
+    after = served(inputs.recommendations, dialogues, RESAMPLES)
     if after != before:
         raise UserError(
             f"{inputs.recommendations}: changed while responses were trained; nothing of this stage "

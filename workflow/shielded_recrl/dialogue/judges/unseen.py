@@ -1,9 +1,8 @@
 """A judge that no critic and no reward sees: statistics of what people answered in the train split.
 
-It has no lexicon and no rule about questions or capitals, and nothing that speaks for a response at
-`rules` is counted here, see docs/dialogue_rl.md. Half of the train dialogues teach it to count, the
-other half tells what is ordinary, so that a person's response is held out from the counts that it is
-the scale of. Of a response it asks
+It has no lexicon and no rule about questions, capitals or films; docs/dialogue_rl.md sets it beside
+`rules`. Half of the train dialogues teach it to count, the other half tells what is ordinary, so that
+a person's response is held out from the counts that it is the scale of. Of a response it asks
 
     natural    how likely its words are in their order, to its very end, by a trigram model of
                responses with Witten and Bell's (1991) smoothing
