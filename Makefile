@@ -109,8 +109,9 @@ dev: .venv/dev.stamp ## add what tests and lint need
 
 check: lint test ## lint and the whole test suite
 
+# On two cores: while one worker waits for Slurm, two compute.
 test: dev ## run the whole test suite
-	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 12
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 12
 
 lint: dev ## formatting, lint and known unsafe patterns
 	$(RUN) ruff format --check .

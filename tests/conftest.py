@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Each waits minutes for a run of its own: the first modules that the two workers get.
+# Each waits minutes for a run of its own: the first modules that the workers get. Slurm mostly waits.
 LONGEST = (
-    *("test_real", "test_end_to_end", "test_chaos", "test_slurm", "test_storage", "test_branch"),
+    *("test_slurm", "test_real", "test_end_to_end", "test_chaos", "test_storage", "test_branch"),
 )
 
 

@@ -9,10 +9,15 @@ from typing import Any
 
 import polars as pl
 
-from shielded_recrl.dialogue.corpus.dialogues import RECOMMENDER, SCHEMAS, SEEKER, SLOT
+from shielded_recrl.dialogue.corpus.dialogues import (
+    RECOMMENDATIONS,
+    RECOMMENDER,
+    SCHEMAS,
+    SEEKER,
+    SLOT,
+)
 from shielded_recrl.dialogue.emotion.turns import SCHEMA as EMOTIONS
 from shielded_recrl.dialogue.inputs import ResponseInputs
-from shielded_recrl.dialogue.response.prompts import RECOMMENDATIONS
 from shielded_recrl.dialogue.settings import ResponsePromptSettings
 from shielded_recrl.files import write_json
 

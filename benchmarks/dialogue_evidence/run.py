@@ -164,8 +164,8 @@ def splits(stats: Document) -> list[str]:
         for split, counts in stats["splits"].items()
     ]
     kept_out = [
-        f"{count:,} {reason}"
-        for counts in stats["kept_out"].values()
+        f"{count:,} {reason} ({file})"
+        for file, counts in stats["kept_out"].items()
         for reason, count in counts.items()
     ]
     return [*table(["split", *names], rows), "", f"Kept out: {', '.join(kept_out) or 'none'}."]

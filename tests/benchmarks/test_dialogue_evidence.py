@@ -119,7 +119,7 @@ def test_table_says_what_the_reports_say(evidence, run, tmp_path):
     assert "| judge | seed 9 | seed 10 |" in lines
     assert "| unseen | +0.050 [+0.040, +0.060] | -0.020 [-0.030, -0.010] |" in lines
     assert any(line.startswith("| 9 | 20 of 21 | 12.5% | 0.130 ") for line in lines)
-    assert "Kept out: 3 no turns." in lines
+    assert "Kept out: 3 no turns (a.jsonl)." in lines
     assert "| rl/seed-9/train | 1,234 | 700 |" in lines
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shielded_recrl.dialogue.response.corrupt import AGAIN, FAULTS, Elsewhere, corrupt, corruptions
+from shielded_recrl.dialogue.response.corrupt import AGAIN, FAULTS, Elsewhere, corruptions
 from shielded_recrl.dialogue.response.prompts import ResponseRequest
 
 WORDS = st.lists(
@@ -24,7 +24,7 @@ ELSEWHERE = Elsewhere([request("Hello there!", 1), request("Another one.", 2)], 
 
 
 def faulty(how, gold, turn=1, seed=0, elsewhere=ELSEWHERE):
-    return corrupt(how, request(gold, turn=turn), elsewhere, seed)
+    return next(iter(corruptions(how, request(gold, turn=turn), elsewhere, seed, 1)), None)
 
 
 @given(WORDS, st.integers(0, 50), st.sampled_from(sorted(FAULTS)))
@@ -39,7 +39,7 @@ def test_a_fault_changes_the_text_and_is_the_same_each_time(words, turn, how):
 def test_more_draws_of_a_fault_add_to_fewer(how, seed):
     asked = request("You may like <movie> a lot, I do.")
     found = [corruptions(how, asked, ELSEWHERE, seed, draws) for draws in range(9)]
-    assert found[1] == [corrupt(how, asked, ELSEWHERE, seed)]
+    assert found[0] == []
     for fewer, more in pairwise(found):
         assert more[: len(fewer)] == fewer
     assert len(set(found[-1])) == len(found[-1])

@@ -20,8 +20,6 @@ from shielded_recrl.dialogue.settings import RecommendSettings
 from shielded_recrl.errors import UserError
 from shielded_recrl.files import SEAL, sealed, write_json, write_text
 
-SCHEMA = ("dialogue", "turn", "position", "item")
-
 
 def main(
     *,
@@ -44,7 +42,7 @@ def main(
     """
     import polars as pl
 
-    from shielded_recrl.dialogue.corpus.dialogues import Dialogues
+    from shielded_recrl.dialogue.corpus.dialogues import RECOMMENDATIONS, Dialogues
     from shielded_recrl.dialogue.recommender.contexts import recommendation_samples
     from shielded_recrl.dialogue.recommender.evaluation import (
         counted_systems,
@@ -118,9 +116,9 @@ def main(
         "inputs": inputs,
     }
     rows = recommendations(ours, dialogues.all, felt)
-    schema = dict(zip(SCHEMA, (pl.Int32, pl.Int16, pl.Int16, pl.Int32), strict=True))
     with sealed(out / "recommendations.parquet") as partial:
-        pl.DataFrame(rows, schema=schema, orient="row").write_parquet(partial, metadata=SEAL)
+        table = pl.DataFrame(rows, schema=RECOMMENDATIONS, orient="row")
+        table.write_parquet(partial, metadata=SEAL)
     save(out / "model.safetensors", Trained(2, first.settings, inputs, trained.weights))
     write_json(out / "evaluation.json", report)
     test = report["splits"]["test"]

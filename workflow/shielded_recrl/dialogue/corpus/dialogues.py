@@ -50,6 +50,13 @@ SCHEMAS = {
 
 # A film may have no year.
 NULLABLE = ("year",)
+# What is recommended in each turn of the recommender, best first.
+RECOMMENDATIONS = {
+    "dialogue": pl.Int32,
+    "turn": pl.Int16,
+    "position": pl.Int16,
+    "item": pl.Int32,
+}
 MADE_BY = "python -m shielded_recrl.dialogue prepare"
 
 

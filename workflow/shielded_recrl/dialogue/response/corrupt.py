@@ -108,15 +108,13 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def corrupt(how: str, request: ResponseRequest, elsewhere: Elsewhere, seed: int) -> str | None:
-    """The gold response of a request with one of `FAULTS`; None where it cannot have it."""
-    return next(iter(corruptions(how, request, elsewhere, seed, 1)), None)
-
-
 def corruptions(
     how: str, request: ResponseRequest, elsewhere: Elsewhere, seed: int, draws: int
 ) -> list[str]:
-    """What so many draws of a fault give, each text once; that of `corrupt` comes first."""
+    """The gold response of a request with one of `FAULTS`, drawn so many times.
+
+    Each text once, and those of fewer draws first; none where it cannot have the fault.
+    """
     # Python's own hash of a text differs from process to process.
     key = f"{seed} {request.dialogue} {request.turn} {how}"
     rng = random.Random(zlib.crc32(key.encode()))

@@ -21,9 +21,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import polars as pl
-
-from shielded_recrl.dialogue.corpus.dialogues import RECOMMENDER, SEEKER, SLOT, Dialogues, Turn
+from shielded_recrl.dialogue.corpus.dialogues import (
+    RECOMMENDATIONS,
+    RECOMMENDER,
+    SEEKER,
+    SLOT,
+    Dialogues,
+    Turn,
+)
 from shielded_recrl.dialogue.emotion.turns import load_emotions
 from shielded_recrl.dialogue.settings import ResponsePromptSettings
 from shielded_recrl.errors import UserError
@@ -34,12 +39,6 @@ NAMES = {SEEKER: "Seeker:", RECOMMENDER: "Recommender:"}
 ANSWER = NAMES[RECOMMENDER]
 # Stand for no emotion and no film.
 NEUTRAL, NOTHING = "neutral", "none"
-RECOMMENDATIONS = {
-    "dialogue": pl.Int32,
-    "turn": pl.Int16,
-    "position": pl.Int16,
-    "item": pl.Int32,
-}
 # Lines are encoded once; a turn stands in the prompts of several others.
 CACHED_LINES = 100_000
 
