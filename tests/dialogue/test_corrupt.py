@@ -39,7 +39,7 @@ def test_a_fault_changes_the_text_and_is_the_same_each_time(words, turn, how):
 def test_more_draws_of_a_fault_add_to_fewer(how, seed):
     asked = request("You may like <movie> a lot, I do.")
     found = [corruptions(how, asked, ELSEWHERE, seed, draws) for draws in range(9)]
-    assert found[0] == []
+    assert found[:2] == [[], [faulty(how, asked.gold, seed=seed)]]
     for fewer, more in pairwise(found):
         assert more[: len(fewer)] == fewer
     assert len(set(found[-1])) == len(found[-1])
